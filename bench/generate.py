@@ -31,7 +31,7 @@ from machine import parse, table
 from pretune.checkpoints.config import read_config
 from pretune.checkpoints.load import load_into
 from pretune.checkpoints.open import open_weights
-from pretune.decoding.sampling import Decoding
+from pretune.decoding.decoding import Decoding
 from pretune.inference.generate import TextGenerator
 from pretune.models.families import FAMILIES
 from pretune.tokenizers.tokenizer import Tokenizer
@@ -73,10 +73,16 @@ def prompts_of(count: int, length: int, ragged: bool) -> list[list[int]]:
     return [torch.randint(100, 1000, (max(1, n),)).tolist() for n in lengths]
 
 
-def peer(theirs: Any, prompts: list[list[int]], count: int, options: dict[str, Any]) -> None:
+def peer(
+    theirs: Any,
+    prompts: list[list[int]],
+    count: int,
+    options: dict[str, Any],
+    device: str = "cpu",
+) -> None:
     longest = max(map(len, prompts))
-    ids = torch.tensor([[0] * (longest - len(p)) + p for p in prompts])
-    mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts])
+    ids = torch.tensor([[0] * (longest - len(p)) + p for p in prompts], device=device)
+    mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=device)
     with torch.inference_mode():
         found = theirs.generate(
             ids,

@@ -110,7 +110,7 @@ class PlainGpt(nn.Module):
 
     def forward(self, ids: Tensor, targets: Tensor) -> Tensor:
         """The mean cross-entropy."""
-        places = torch.arange(ids.shape[1])
+        places = torch.arange(ids.shape[1], device=ids.device)
         x = self.drop(self.tokens(ids) + self.positions(places))
         for block in self.blocks:
             x = block(x)

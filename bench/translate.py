@@ -35,13 +35,13 @@ from torch.nn.utils.rnn import pad_sequence
 
 from pretune.bundle.bundle import Bundle, load, save
 from pretune.decoding.continuations import Prompt
-from pretune.decoding.sampling import Decoding
+from pretune.decoding.decoding import Decoding
 from pretune.decoding.writer import Writer
 from pretune.models.families import preset
 from pretune.models.layers import sinusoidal_positions
 from pretune.recipe.recipe import Recipe
 from pretune.tasks.losses import NEXT
-from pretune.tasks.translation.translate import ROWS
+from pretune.tasks.translation.rewriting import ROWS
 from pretune.training.loop import Trainer
 
 OURS = "pretune"

@@ -16,8 +16,10 @@ SOURCE = Path(pretune.__file__).parent
 ORDER = (
     "version",
     "errors",
+    "host",
     "registry",
     "moved",
+    "storage",
     "text",
     "tokenizers",
     "data",
@@ -37,7 +39,10 @@ ORDER = (
     "render",
     "publishing",
     "serving",
+    "model_object",
+    "plugins",
     "api",
+    "sklearn",
     "cli",
     "__main__",
 )
@@ -59,10 +64,13 @@ def room_of(name: str) -> str:
     return name.partition(".")[0]
 
 
-def imported_modules(tree: ast.AST) -> set[str]:
-    """Our modules that a file imports, in functions and under TYPE_CHECKING too."""
+def imported_modules(tree: ast.AST, *, deep: bool = True) -> set[str]:
+    """Our modules that a file imports, in functions and under TYPE_CHECKING too.
+
+    Where it is not `deep`, those alone that it imports at once.
+    """
     imported = set()
-    for node in ast.walk(tree):
+    for node in ast.walk(tree) if deep else ast.iter_child_nodes(tree):
         names = []
         if isinstance(node, ast.ImportFrom):
             assert node.level == 0, "relative imports hide where things come from"
@@ -130,6 +138,28 @@ def test_circles_are_seen_wherever_an_import_stands() -> None:
     second = imported_modules(ast.parse("if TYPE_CHECKING:\n    from pretune.text import chunks\n"))
     assert (first, second) == ({"text.decode"}, {"text.chunks"})
     assert circles({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"a"}}) == [["b", "c"]]
+
+
+def test_the_front_of_a_service_imports_no_torch() -> None:
+    """It computes nothing: its workers do, which import theirs in functions."""
+    waiting, reached = ["serving.server"], set[str]()
+    while waiting:
+        name = waiting.pop()
+        if name in reached or name not in NAMES:
+            continue
+        reached.add(name)
+        top = TREES[NAMES[name]].body
+        waiting += imported_modules(
+            ast.Module([n for n in top if not is_typing(n)], []), deep=False
+        )
+        packages = [room_of(a.name) for n in top if isinstance(n, ast.Import) for a in n.names]
+        packages += [room_of(n.module or "") for n in top if isinstance(n, ast.ImportFrom)]
+        assert "torch" not in packages, name
+    assert "serving.worker" not in reached
+
+
+def is_typing(node: ast.stmt) -> bool:
+    return isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
 
 
 def test_packages_repeat_no_names() -> None:

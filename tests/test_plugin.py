@@ -16,34 +16,15 @@ import pytest
 import torch
 
 from pretune.data.batch import PackedBatch
+from tests.cli.several import Ended, several
 
 PLUGIN = Path(__file__).parent.parent / "examples" / "plugin"
 
-#: Runs several command lines in one process, and prints the exit code of each.
-DRIVER = """
-import json, sys
-from pretune.cli.app import main
-for arguments in json.loads(sys.argv[1]):
-    sys.argv = ["pretune", *arguments]
-    try:
-        main()
-    except SystemExit as end:
-        print(f"exit {end.code}", file=sys.stderr, flush=True)
-"""
 
-
-def pretune(folder: Path, plugin: Path | None, *commands: list[Any]) -> Any:
-    """The output of some commands, run where the plug-in is installed, or is not."""
+def pretune(folder: Path, plugin: Path | None, *commands: list[Any]) -> list[Ended]:
+    """Run commands where the plug-in is installed, or is not."""
     paths = [*([str(plugin)] if plugin else []), os.environ.get("PYTHONPATH", "")]
-    done = subprocess.run(
-        [sys.executable, "-c", DRIVER, json.dumps([[*map(str, line)] for line in commands])],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "COLUMNS": "200"},
-    )
-    assert "Traceback" not in done.stderr, done.stderr
-    return done
+    return several(*commands, cwd=folder, PYTHONPATH=os.pathsep.join(paths))
 
 
 @pytest.fixture(scope="module")
@@ -82,31 +63,30 @@ def place(plugin: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "train.best=score_margin",
     ]
     training = ["train", "rank", "model.from=relu2-bert-tiny", *small, "train.learning_rate=1e-3"]
-    done = pretune(folder, plugin, training)
-    assert "exit 0" in done.stderr, done.stderr
+    (done,) = pretune(folder, plugin, training)
+    assert done.returncode == 0, done.stderr
     return folder
 
 
 def test_evaluate_predict_report(place: Path, plugin: Path) -> None:
-    done = pretune(
+    figures, answers, report, recipes = pretune(
         *(place, plugin),
         ["evaluate", "runs/rank", "pairs.jsonl", "--json"],
         ["predict", "runs/rank", "--file", "new.jsonl", "--json"],
         ["report", "runs/rank", "--explain", "1"],
         ["recipes"],
     )
-    assert done.stderr.count("exit 0") == 4, done.stderr
-    text, decoder = done.stdout, json.JSONDecoder()
-    figures, end = decoder.raw_decode(text)
-    assert figures["metrics"]["pair_accuracy"] == 1.0
-    assert figures["metrics"]["score_margin"] > 1
-    answers = [json.loads(line) for line in text[end:].strip().splitlines()[:2]]
-    assert [answer["better"] for answer in answers] == ["b", "a"]
-    for answer in answers:
+    assert not any(done.returncode for done in (figures, answers, report, recipes))
+    metrics = json.loads(figures.stdout)["metrics"]
+    assert metrics["pair_accuracy"] == 1.0
+    assert metrics["score_margin"] > 1
+    pairs = [json.loads(line) for line in answers.stdout.splitlines()]
+    assert [answer["better"] for answer in pairs] == ["b", "a"]
+    for answer in pairs:
         assert (answer["score_a"] > answer["score_b"]) == (answer["better"] == "a")
     page = (place / "runs/rank/report.html").read_text(encoding="utf-8")
     assert "pair_accuracy" in page
-    assert "Which of two documents is better?" in text, "the recipe is listed"
+    assert "Which of two documents is better?" in recipes.stdout
 
 
 def test_files_name_the_package(place: Path) -> None:
@@ -117,10 +97,10 @@ def test_files_name_the_package(place: Path) -> None:
 
 
 def test_without_the_package_the_error_names_it(place: Path) -> None:
-    done = pretune(place, None, ["predict", "runs/rank", "x"], ["train", "rank"])
-    assert done.stderr.count("exit 2") == 2
-    assert "pip install pretune-ranking" in done.stderr
-    assert "'rank': no such recipe or file" in done.stderr
+    asked, trained = pretune(place, None, ["predict", "runs/rank", "x"], ["train", "rank"])
+    assert asked.returncode == trained.returncode == 2
+    assert "pip install pretune-ranking" in asked.stderr
+    assert "'rank': no such recipe or file" in trained.stderr
 
 
 def test_the_loss_is_that_of_ranknet(plugin: Path, monkeypatch: pytest.MonkeyPatch) -> None:

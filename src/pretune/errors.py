@@ -9,9 +9,13 @@ from __future__ import annotations
 import difflib
 import math
 import os
+import re
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
+
+#: Control characters, which a front end may obey.
+_STEERS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 class PretuneError(Exception):
@@ -26,9 +30,16 @@ class PretuneError(Exception):
         super().__init__(message)
         self.message = message
         self.hint = hint
+        #: Whether another process of the same run shows it, so that this one need not.
+        self.told = False
 
     def __str__(self) -> str:
         return f"{self.message}\n  {self.hint}" if self.hint else self.message
+
+    def _render_traceback_(self) -> list[str]:
+        """What a notebook shows of the error: the sentence, and no traceback through our code."""
+        shown = _STEERS.sub("\ufffd", str(self))
+        return [f"{type(self).__name__}: {shown}"]
 
 
 class DataError(PretuneError):
@@ -49,6 +60,13 @@ class RunError(PretuneError):
 
 class RewardError(RunError):
     """A reward that failed on replies; a person may mend it while the run waits."""
+
+
+class OwnCodeError(RunError):
+    """A callback, a metric or a loss of a person's own that failed.
+
+    They may mend it, and a run goes on where it was.
+    """
 
 
 class HubError(PretuneError):

@@ -1,7 +1,8 @@
 """Things that have a name and live in a file of their own: tasks, families, metrics, recipes.
 
 Built-in ones are listed as `"module:attribute"`; packages add theirs as entry points, which have
-the same form. Nothing is imported before it is asked for:
+the same form. A person's own code adds things to the process that it runs in (`Registry.add`; see
+`pretune.plugins`). Nothing is imported before it is asked for:
 
     [project.entry-points."pretune.tasks"]
     rank = "pretune_ranking:Rank"
@@ -15,9 +16,14 @@ from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Generic, TypeVar
 
-from pretune.errors import PretuneError, did_you_mean
+from pretune.errors import PretuneError, did_you_mean, nearest
 
 T = TypeVar("T")
+
+#: How a thing of a person's own gets its name.
+OWN_FILE = (
+    "If it is in a file of yours: pretune --plugin FILE.py COMMAND; in Python, import it first."
+)
 
 
 class Registry(Mapping[str, T], Generic[T]):
@@ -34,6 +40,8 @@ class Registry(Mapping[str, T], Generic[T]):
     def __init__(self, group: str, kind: str, builtin: Mapping[str, str]) -> None:
         self.group, self.kind, self.builtin = group, kind, dict(builtin)
         self._loaded: dict[str, T] = {}
+        #: The names of what `add` added.
+        self.own: set[str] = set()
 
     @cached_property
     def plugins(self) -> dict[str, EntryPoint]:
@@ -50,18 +58,33 @@ class Registry(Mapping[str, T], Generic[T]):
         return self._loaded[name]
 
     def __contains__(self, name: object) -> bool:
-        return isinstance(name, str) and (name in self.builtin or name in self.plugins)
+        return isinstance(name, str) and (
+            name in self.builtin or name in self.own or name in self.plugins
+        )
 
     def __iter__(self) -> Iterator[str]:
-        yield from self.builtin
-        yield from self.plugins
+        yield from dict.fromkeys((*self.builtin, *self.plugins, *sorted(self.own)))
 
     def __len__(self) -> int:
-        return len(self.builtin) + len(self.plugins)
+        return len({*self.builtin, *self.plugins, *self.own})
+
+    def add(self, name: str, thing: T) -> None:
+        """Add a thing of a person's own for the rest of this process, or replace such a thing.
+
+        Raises:
+            PretuneError: pretune brings something of that name.
+        """
+        if name in self.builtin:
+            raise PretuneError(
+                f"the {self.kind} '{name}' is built in, and cannot be replaced",
+                "Give yours another name.",
+            )
+        self._loaded[name] = thing
+        self.own.add(name)
 
     def package_of(self, name: str) -> str | None:
         """The distribution that adds this name; None for what is built in, or not known."""
-        if name in self.builtin or name not in self.plugins:
+        if name in self.builtin or name in self.own or name not in self.plugins:
             return None
         dist = self.plugins[name].dist
         return None if dist is None else dist.name
@@ -89,6 +112,8 @@ class Registry(Mapping[str, T], Generic[T]):
             )
         known = list(self)
         hint = did_you_mean(str(name), known) if known else "No installed package provides any."
+        if nearest(str(name), known) is None:
+            hint = f"{hint}\n  {OWN_FILE}"
         raise error(f"no {self.kind} is called '{name}'", hint)
 
     def _load(self, plugin: EntryPoint) -> T:

@@ -109,7 +109,11 @@ def test_the_limit_is_one() -> None:
         torch.empty(6 * ROOM, dtype=torch.uint8)
 
 
-@pytest.mark.parametrize("small", SMALL, indirect=True)
+@pytest.mark.parametrize(
+    "small",
+    ["bert", *(pytest.param(name, marks=pytest.mark.slow) for name in SMALL if name != "bert")],
+    indirect=True,
+)
 def test_config(small: Path) -> None:
     path = small / "config.json"
     config = json.loads(path.read_text())

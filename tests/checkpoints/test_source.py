@@ -77,6 +77,26 @@ class TestUnknown:
         monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
         assert "no such folder" in refused(source).message
 
+    def test_name_beside_runs_is_not_asked_for_on_the_hub(self, monkeypatch, tmp_path):
+        asked = []
+
+        def snapshot_download(repo, *, revision, **options):
+            asked.append((repo, revision))
+            raise OSError("offline")
+
+        monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "runs" / "tickets").mkdir(parents=True)
+        refused("runs/tikets")
+        assert asked == [("runs/tikets", None)]  # a folder of that name may be any
+        (tmp_path / "runs" / "tickets" / "recipe.yaml").write_text("")
+        error = refused("runs/tikets")
+        assert error.message == "'runs/tikets': no such folder, and runs has models"
+        assert "Did you mean 'runs/tickets'?" in error.hint
+        assert len(asked) == 1
+        refused("runs/tikets@main")
+        assert asked[1:] == [("runs/tikets", "main")]
+
     def test_file_in_place_of_a_folder(self, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
         (tmp_path / "a").mkdir()

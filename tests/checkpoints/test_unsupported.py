@@ -18,13 +18,14 @@ from torch import nn
 
 from pretune.bundle.bundle import load, outline
 from pretune.bundle.convert import convert
-from pretune.checkpoints.config import read_config
+from pretune.checkpoints.config import read_config, sizes_of
 from pretune.checkpoints.load import load_into
 from pretune.checkpoints.manifest import write_manifest
 from pretune.checkpoints.open import open_weights
 from pretune.checkpoints.source import find_source
 from pretune.checkpoints.unsupported import OTHER_FAMILIES
 from pretune.errors import CheckpointError, Note
+from pretune.models.bert import BertConfig
 from pretune.models.families import FAMILIES
 
 LFS = (
@@ -71,13 +72,13 @@ class TestOtherFamilies:
     @pytest.mark.parametrize(
         ("kind", "name"),
         [
-            ("roberta", "RoBERTa"),
-            ("xlm-roberta", "XLM-RoBERTa"),
-            ("albert", "ALBERT"),
-            ("modernbert", "ModernBERT"),
-            ("deberta-v2", "DeBERTa"),
+            ("roberta-prelayernorm", "RoBERTa-PreLayerNorm"),
+            ("xlm-roberta-xl", "XLM-RoBERTa-XL"),
+            ("bart", "BART"),
+            ("nomic_bert", "NomicBERT"),
+            ("deberta", "DeBERTa (the first version)"),
             ("gpt_neox", "GPT-NeoX"),
-            ("t5", "T5"),
+            ("umt5", "umT5"),
         ],
     )
     def test_is_named_and_no_other_suggested(self, bert: Path, kind: str, name: str) -> None:
@@ -132,6 +133,7 @@ class TestDisguised:
             for sign in ("pad_token_id 1", "66", "type_vocab_size 1", "<pad> as token 1"):
                 assert sign in error.message
             assert "RoBERTa" in error.message
+        assert '"model_type": "roberta"' in str(error.hint)
         # Whoever knows better has a way.
         assert load(edit(roberta, pad_token_id=0), bare=True).task is None
 
@@ -148,7 +150,16 @@ class TestDisguised:
     )
     def test_with_other_signs(self, roberta: Path, entries: dict[str, Any]) -> None:
         error = refused(read_config, edit(roberta, **entries))
-        assert "does not read" in error.message
+        assert "would answer wrongly" in error.message
+
+    def test_what_is_said_to_be_of_a_family_that_is_not_read(self, bert: Path) -> None:
+        error = refused(read_config, edit(bert, architectures=["LongformerModel"]))
+        assert "Longformer, which pretune does not read yet" in error.message
+
+    def test_a_roberta_by_its_own_name_is_read(self, roberta: Path) -> None:
+        assert (
+            load(edit(roberta, model_type="roberta"), bare=True).backbone.config.pad_token_id == 1
+        )
 
     @pytest.mark.parametrize(
         "entries",
@@ -180,8 +191,7 @@ class TestFolders:
     @pytest.mark.parametrize(
         ("name", "what", "way_out"),
         [
-            ("adapter_config.json", "only an adapter", "merge_and_unload"),
-            ("model-q4.gguf", "GGUF", "config.json and model.safetensors"),
+            ("adapter_config.json", "only an adapter", "--adapter"),
             ("tf_model.h5", "TensorFlow", "from_tf=True"),
             ("flax_model.msgpack", "Flax", "from_flax=True"),
             ("model.onnx", "ONNX", "exported from"),
@@ -224,13 +234,10 @@ class TestFolders:
         (bert / "onnx" / "model.onnx").write_text("{")
         assert "onnx/model.onnx: damaged (1 bytes, written were 2)" in refused(use, bert).message
 
-    @pytest.mark.parametrize(
-        ("name", "what"), [("gpt.gguf", "GGUF weights"), ("model.onnx", "an ONNX model")]
-    )
-    def test_a_file_of_another_engine(self, tmp_path: Path, name: str, what: str) -> None:
-        (tmp_path / name).write_text("{}")
-        error = refused(load, tmp_path / name)
-        assert f"{name}: no model that pretune reads, but only {what}" in error.message
+    def test_a_file_of_another_engine(self, tmp_path: Path) -> None:
+        (tmp_path / "model.onnx").write_text("{}")
+        error = refused(load, tmp_path / "model.onnx")
+        assert "model.onnx: no model that pretune reads, but only an ONNX model" in error.message
         assert "model.safetensors" in str(error.hint)
 
     def test_an_adapter_inside_its_model(self, bert: Path) -> None:
@@ -361,13 +368,42 @@ class TestWrappers:
         assert "'net.bert.embeddings." in str(error.hint)
 
 
-#: transformers' classes with heads, of every family that both have.
+#: transformers' classes with heads, of every family that both have; some only in the long run.
+KINDS = ("Bert", "DistilBert", "Electra", "GPT2", "Roberta", "Albert", "Ernie")
 CLASSES = [
-    name
+    pytest.param(name, marks=[pytest.mark.slow] if kind in ("Roberta", "Albert", "Ernie") else [])
     for name in dir(transformers)
-    for kind in ("Bert", "DistilBert", "Electra", "GPT2")
+    for kind in KINDS
     if name.startswith((f"{kind}For", f"{kind}LMHead", f"{kind}DoubleHeads"))
 ]
+
+
+@pytest.mark.parametrize(
+    ("kind", "entries", "named"),
+    [
+        ("bert", {"per_layer_config": {"1": {"layer_norm_eps": 0.1}}}, "per_layer_config gives"),
+        ("bert", {"quantization_config": {"quant_method": "bitnet"}}, ".*of the method 'bitnet'"),
+        ("bert", {"quantization_config": 8}, ".*of the method 8,"),
+        ("llama", {"is_causal": False}, "is_causal is False"),
+        ("gpt2", {"is_causal": None}, "is_causal is None"),
+        ("t5", {"is_causal": 0}, "is_causal is 0"),
+    ],
+)
+def test_entries_that_change_what_any_model_computes(
+    kind: str, entries: dict[str, Any], named: str
+) -> None:
+    family = FAMILIES[kind]
+    plain = next(iter(family.presets.values()))
+    assert sizes_of(family, plain, "here").model_type == kind
+    with pytest.raises(CheckpointError, match=f"^here: {named}"):
+        sizes_of(family, {**plain, **entries}, "here")
+
+
+def test_entries_that_change_nothing_here() -> None:
+    """An encoder sees all tokens anyway, and our own 8 bits are read."""
+    entries: dict[str, Any] = {"is_causal": False, "per_layer_config": {}}
+    entries["quantization_config"] = {"quant_method": "pretune_int8"}
+    assert sizes_of(FAMILIES["bert"], entries, "here") == BertConfig()
 
 
 @pytest.mark.parametrize("name", CLASSES)
@@ -383,7 +419,8 @@ def test_what_published_heads_leave_over_is_worth_no_note(name: str, tmp_path: P
         "hidden_dim": 8,
     }
     model_type = kind.config_class.model_type
-    config = kind.config_class(**small[model_type], is_decoder=name == "BertLMHeadModel")
+    decoder = name in ("BertLMHeadModel", "RobertaForCausalLM", "ErnieForCausalLM")
+    config = kind.config_class(**small.get(model_type, SIZES), is_decoder=decoder)
     kind(config).save_pretrained(tmp_path)
     family = FAMILIES[model_type]
     sizes = family.backbone.config_class.from_dict({**read_config(tmp_path), "is_decoder": False})

@@ -10,10 +10,10 @@ from typing import Any
 
 import pexpect
 import pytest
-from rich.console import Console
 
 from pretune.cli.chat import _answer, append_conversation
 from pretune.errors import PretuneError
+from pretune.text.console import PlainConsole
 from tests.cli.test_cli import pretune, refused
 from tests.tasks.chats import DIALOGUES, ENDLESS, trained
 
@@ -125,7 +125,7 @@ def test_a_message_can_be_stopped_while_it_is_read(capsys: pytest.CaptureFixture
             raise KeyboardInterrupt
 
     talk: Any = Busy()
-    _answer("hello", talk, Console(stderr=True))
+    _answer("hello", talk, PlainConsole(stderr=True))
     assert "(stopped)" in capsys.readouterr().err
 
 

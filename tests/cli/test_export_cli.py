@@ -11,7 +11,6 @@ from typer.testing import CliRunner
 from pretune.bundle.bundle import Bundle
 from pretune.cli.app import app
 from pretune.export.ctranslate2_folder import export_ctranslate2
-from pretune.export.gguf_file import export_gguf
 from pretune.export.onnx_files import export_onnx
 from tests.export.test_gguf import gpt2  # noqa: F401 - a fixture
 from tests.tasks.every_task import CASES, write
@@ -21,9 +20,8 @@ from tests.tasks.every_task import CASES, write
 def exported(gpt2: Bundle, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:  # noqa: F811
     folder = tmp_path_factory.mktemp("exported")
     export_onnx(gpt2, folder / "onnx")
-    export_gguf(gpt2, folder / "gpt.gguf")
     export_ctranslate2(gpt2, folder / "ct2")
-    return {"onnx": folder / "onnx", "gguf": folder / "gpt.gguf", "ctranslate2": folder / "ct2"}
+    return {"onnx": folder / "onnx", "ctranslate2": folder / "ct2"}
 
 
 def refused(*arguments: Any) -> str:
@@ -37,7 +35,6 @@ def refused(*arguments: Any) -> str:
     ("kind", "what", "use"),
     [
         ("onnx", "an ONNX model", "onnxruntime runs it"),
-        ("gguf", "GGUF weights (llama.cpp)", "llama.cpp and what is built on it run them"),
         ("ctranslate2", "a model of CTranslate2", "CTranslate2 runs it"),
     ],
 )

@@ -7,11 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 import pretune as library
-from pretune.decoding.sampling import Decoding
+from pretune.cli.app import app
+from pretune.decoding.decoding import Decoding
 from pretune.errors import PretuneError
+from pretune.inference.generate import TextGenerator
+from pretune.inference.prompts import template_of
 from pretune.text.terminal import for_terminal
+from tests.checkpoints.gguf_files import llama_state, rows_of_tokens, write_llama
 from tests.cli.test_cli import pretune, refused
 from tests.inference.conftest import Pair, bpe
 
@@ -154,3 +159,20 @@ def test_a_document_is_scored_by_blocks_that_overlap(bpe: Pair, tmp_path: Path) 
         pretune("evaluate", bpe.folder, "book.txt", "--set", "stride=9999", cwd=tmp_path),
         "is more than max_length",
     )
+
+
+def test_a_published_model_with_a_chat_template_is_asked_by_it(tmp_path: Path) -> None:
+    state = llama_state("llama", rows_of_tokens())
+    state["lm_head.weight"][-1] = 0  # the row without a token is never the likeliest
+    path = write_llama(tmp_path / "chat.gguf", state)
+    options = ["--prompt", "the film", "--max-new-tokens", "5", "--temperature", "0"]
+    bundle = library.load(path)
+    asked = TextGenerator.of(bundle, template=template_of(bundle, always=True))
+    decoding = Decoding(max_new_tokens=5, temperature=0)
+    plain, no = TextGenerator.of(bundle), ["--no-template"]
+    for writer, more, between in ((asked, [], "\n"), (plain, no, "")):
+        (expected,) = writer.generate(["the film"], decoding)
+        done = CliRunner().invoke(app, ["generate", str(path), *options, *more])
+        assert done.exit_code == 0, done.output
+        assert done.stdout == f"the film{between}{for_terminal(expected.text)}\n"
+        assert ("laid out as messages" in done.stderr) == (not more)

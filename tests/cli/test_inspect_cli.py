@@ -88,6 +88,12 @@ class TestAttention:
         }
         assert (tmp_path / "one.png").stat().st_size > 1000
 
+    def test_another_kind_of_file_is_refused_before_the_model_is_loaded(
+        self, tmp_path: Path
+    ) -> None:
+        done = pretune("inspect", "nothing", "--attention", "a", "-o", "a.jpg", cwd=tmp_path)
+        refused(done, "a.jpg: attention is not drawn as .jpg files", ".png, .svg or .html")
+
 
 class TestMistakes:
     def test_an_unknown_source(self, tmp_path: Path) -> None:

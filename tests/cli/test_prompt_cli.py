@@ -11,9 +11,9 @@ from typer.testing import CliRunner
 
 import pretune as library
 from pretune.cli.app import app
-from tests.inference.conftest import Pair, bpe
+from tests.inference.conftest import Pair, bpe, llama
 
-__all__ = ["bpe"]  # a fixture
+__all__ = ["bpe", "llama"]  # fixtures
 
 ROWS = [("good film", 1), ("bad film", 0), ("small stories", 0), ("the best", 1), ("a", 1)]
 
@@ -70,6 +70,19 @@ def test_a_table_and_a_file(bpe: Pair, data: Path, tmp_path: Path) -> None:
     assert json.loads(done.stdout)["summary"] == saved["summary"]
 
 
+def test_chat_asks_by_the_models_template(llama: Pair, data: Path, tmp_path: Path) -> None:
+    output = tmp_path / "results.json"
+    more = ("--shots", "1", "--template", "{sentence} {answer}", "--output", output, "-q")
+    done = run(llama.folder, data, "--train", data, *OPTIONS, *more, "--chat")
+    assert done.exit_code == 0, done.output
+    asked = {"train": data, "shots": (1,), "seeds": range(2), "device": "cpu"}
+    asked |= {"template": "{sentence} {answer}", "answers": {"0": "bad", "1": "good"}}
+    expected = library.prompt(llama.folder, data, chat=True, **asked).to_dict()
+    saved = json.loads(output.read_text(encoding="utf-8"))
+    assert saved == json.loads(json.dumps(expected))
+    assert saved["cells"] != library.prompt(llama.folder, data, **asked).to_dict()["cells"]
+
+
 def test_how_the_data_were_read_is_said(bpe: Pair, data: Path, tmp_path: Path) -> None:
     table = tmp_path / "a.csv"
     table.write_text(data.read_text(encoding="utf-8").replace("\t", ";"), encoding="utf-8")
@@ -106,6 +119,7 @@ def test_every_score_has_a_name(bpe: Pair, data: Path, score: str) -> None:
         (("--score", "best"), "unknown score 'best'"),
         (("--train", "nothing.tsv"), "nothing.tsv: no such file"),
         (("--shots", "9"), "5 rows to draw 9 examples from"),
+        (("--chat",), "chat: the model's tokenizer has no chat template"),
         (("--output", "no/such/folder.json"), "no/such/folder.json: no such folder"),
     ],
 )

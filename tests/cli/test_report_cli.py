@@ -97,7 +97,7 @@ def test_a_model_that_is_no_run(place: Path, tmp_path: Path) -> None:
     refused(run(model, "-o", tmp_path / "a.html"), "no validation data", "DATA")
     done = run(model, place / "test.tsv", "-o", tmp_path / "a.html", "--explain", 0)
     assert done.exit_code == 0, done.output
-    assert "fitted on these very data" in (tmp_path / "a.html").read_text(encoding="utf-8")
+    assert "fitted on the same data" in (tmp_path / "a.html").read_text(encoding="utf-8")
 
 
 def test_validation_data_that_are_gone_are_said(place: Path, tmp_path: Path) -> None:

@@ -10,9 +10,16 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from pretune.cli.app import app
+from pretune.cli.app import app, defined
 from pretune.cli.serve import named_models
 from pretune.serving.options import ServeOptions
+
+#: Limits with nothing but a number.
+LIMITS = (
+    "max_connections", "max_bodies", "max_depth", "max_values", "max_inputs", "max_chars",
+    "max_request_tokens", "max_new_tokens", "max_samples", "max_choices", "max_stops",
+    "max_stop_chars", "max_logprobs", "max_top_k",
+)  # fmt: skip
 
 
 @pytest.fixture
@@ -55,6 +62,10 @@ def test_every_option_arrives(served: list[ServeOptions], tmp_path: Path) -> Non
         "max_body": 1000,
         "timeout": 2.5,
         "drain": 0.0,
+        "header_seconds": 1.5,
+        "body_seconds": 3.5,
+        "write_seconds": 4.5,
+        **{name: 11 + number for number, name in enumerate(LIMITS)},
     }
     switches = ("watch", "access_log", "insecure", "allow_pickle")
     pairs = [part for name, value in given.items() for part in (option(name), value)]
@@ -63,8 +74,7 @@ def test_every_option_arrives(served: list[ServeOptions], tmp_path: Path) -> Non
     cors = ("http://x", "http://y")
     wanted = {**given, **dict.fromkeys(switches, True), "cors": cors, "models": (("a", "a"),)}
     assert {name: getattr(options, name) for name in wanted} == wanted
-    untouched = {item.name for item in fields(ServeOptions)} - {*wanted}
-    assert all(name.startswith("max_") or name.endswith("_seconds") for name in untouched)
+    assert {item.name for item in fields(ServeOptions)} == {*wanted}
     # Standard output has the log and nothing else.
     assert (done.stdout, done.stderr) == ("", "a note\nready: evil\\x1b[2J\\nname\n")
 
@@ -81,3 +91,32 @@ def test_models_have_the_names_of_their_folders(tmp_path: Path) -> None:
     models = named_models(runs, [f"mine={best}"])
     assert [name for name, _ in models] == ["tickets", "other", "owner/name", "mine"]
     assert [source for _, source in models] == [*runs, str(best)]
+
+
+def test_the_help_has_every_limit_with_its_default(served: list[ServeOptions]) -> None:
+    command = defined("serve")
+    defaults = ServeOptions((("m", "m"),))
+    shown = {own.name: own for own in command.params if own.opts[0].startswith("--")}
+    panels = {own.rich_help_panel for own in shown.values()}
+    assert {"Who may ask", "Limits of the server", "Limits of a request"} <= panels
+    for item in fields(ServeOptions):
+        if item.name.startswith("max_") or item.name.endswith("_seconds"):
+            option_ = shown[item.name]
+            assert option_.default == getattr(defaults, item.name)
+            assert option_.show_default
+            assert option_.help
+    done = pretune("m", "--max-inputs", 0)
+    assert done.exit_code == 2
+    assert "--max-inputs" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"), [(("--replicas", "2"), "--replicas"), (("--ray", "a=1"), "--ray")]
+)
+def test_what_is_about_a_cluster_needs_one(
+    arguments: tuple[str, ...], said: str, served: list[ServeOptions]
+) -> None:
+    done = pretune("m", *arguments)
+    assert done.exit_code == 2
+    assert f"{said} is about a Ray cluster" in done.stderr
+    assert "--engine ray" in done.stderr

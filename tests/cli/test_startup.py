@@ -77,9 +77,10 @@ def within(modules: list[str], packages: tuple[str, ...]) -> list[str]:
 def test_help(arguments: tuple[str, ...]) -> None:
     modules = imported(*arguments)
     assert not within(modules, ("torch", "numpy", "tokenizers", *NOT_FOR_ANSWERS))
-    # The package, its version, what has moved, errors, the application; of a command its module and
-    # options.
-    assert len(within(modules, ("pretune",))) <= 10
+    # The package, its version, what has moved, errors, the language, the application, short forms;
+    # of a command its module, options and what completes them.
+    assert len(within(modules, ("pretune",))) <= 13
+    assert "pretune.text.translation" not in modules
 
 
 @pytest.mark.parametrize(
@@ -102,4 +103,4 @@ def test_one_text(tiny_folder: Path, tmp_path: Path) -> None:
     assert f"GOMP_SPINCOUNT = '{SPINS}'" in written
     modules: list[str] = json.loads(written.splitlines()[-1])
     assert not within(modules, NOT_FOR_ANSWERS)
-    assert len(within(modules, ("pretune",))) <= 103
+    assert len(within(modules, ("pretune",))) <= 123

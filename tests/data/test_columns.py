@@ -25,13 +25,23 @@ def test_columns_of_text(row: dict[str, object], found: tuple[str, ...]) -> None
 
 
 def test_nothing_that_looks_like_text() -> None:
-    with pytest.raises(DataError, match="no column looks like text; it has n"):
+    with pytest.raises(DataError, match="no column looks like text; it has 'n'"):
         text_columns(of(n=3))
 
 
 def test_labels() -> None:
     assert label_column(of(text="a", ner_tags=[])) == "ner_tags"
     assert label_column(of(text="a")) is None
+
+
+def test_the_only_column_that_repeats_has_the_labels() -> None:
+    rows = [{"body": f"a text, number {n}", "queue": "ab"[n % 2], "id": n} for n in range(6)]
+    assert label_column(Records(rows, "a.csv", range(6), tuple(rows[0]))) == "queue"
+    # Texts that repeat are no labels; of two columns nobody knows which is meant.
+    same = [{"body": f"a text, number {n % 2}"} for n in range(6)]
+    assert label_column(Records(same, "a.csv", range(6), ("body",))) is None
+    two = [row | {"colour": row["queue"]} for row in rows]
+    assert label_column(Records(two, "a.csv", range(6), tuple(two[0]))) is None
 
 
 @pytest.mark.parametrize(

@@ -72,7 +72,7 @@ class TestMapped:
 
     def test_lines_stay(self):
         table = records({"review": "a"}, {"review": "b"}).mapped({"text": "review"}, ["text"])
-        assert table.where(1, "text") == "train.tsv, line 3, column 'text'"
+        assert table.where(1, "text") == "train.tsv, line 3, column 'review'"
 
     def test_categories_follow_their_column(self):
         table = records({"fine": 0}, categories={"fine": ["a", "b"]})

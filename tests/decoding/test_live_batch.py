@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from pretune.data.batch import PackedBatch
 from pretune.decoding.continuations import Generation, Prompt, TextChunk
+from pretune.decoding.decoding import Decoding
 from pretune.decoding.live_batch import LiveBatch
-from pretune.decoding.sampling import Decoding
 from pretune.decoding.writer import Writer
 from pretune.errors import PretuneError
 from pretune.models.classics.ngram import NGram
@@ -435,3 +435,17 @@ def test_random_arrivals_take_far_fewer_calls_than_whole_batches(tokenizer: Toke
         written += len(batch.step())
     assert written == sum(limits)
     assert clock.calls < 0.6 * whole
+
+
+@pytest.mark.parametrize(
+    "how", [Decoding(top_p=1.0), Decoding(temperature=0, beams=3)], ids=["drawn", "searched"]
+)
+def test_rows_without_a_token_are_never_written(how: Decoding, tokenizer: Tokenizer) -> None:
+    """Half of the rows only fill up the table; the model finds them as probable as others."""
+    torch.manual_seed(0)
+    size = tokenizer.vocab_size
+    config = Gpt2Config(vocab_size=2 * size, n_positions=48, n_embd=16, n_layer=1, n_head=2)
+    writer = Writer(CausalLM(Gpt2Model(config)).eval(), tokenizer, device=CPU)
+    (made,) = writer.write([Prompt("", [1, 2])], replace(how, max_new_tokens=40))
+    assert len(made.tokens) > 20
+    assert max(made.tokens) < size

@@ -24,7 +24,8 @@ from transformers import (
 )
 
 from pretune.decoding import sampling
-from pretune.decoding.sampling import Decoding, draw, generator, narrow, penalize
+from pretune.decoding.decoding import Decoding
+from pretune.decoding.sampling import draw, generator, narrow, penalize
 from pretune.errors import PretuneError
 
 OFF = Decoding(top_p=1.0)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pretune.decoding.text_stream import Detokenizer, StopText, continuation
+from pretune.tokenizers.load import load_tokenizer
 from tests.inference.conftest import TEXTS, Pair
+from tests.tokenizers.family_folders import folders, write_folder
 
 letters = st.text(alphabet="ab#", max_size=30)
 stop_lists = st.lists(st.text(alphabet="ab#", min_size=1, max_size=4), max_size=3)
@@ -95,3 +100,24 @@ def test_nothing_is_held_back_without_need(text: str, stops: list[str], size: in
             return
         held = text[len(shown) : start + size]
         assert held == "" or any(stop.startswith(held) and stop != held for stop in stops)
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma", "xlm-roberta"])
+def test_pieces_and_bytes_come_as_the_tokenizer_decodes_them(tmp_path: Path, name: str) -> None:
+    tokenizer = load_tokenizer(write_folder(tmp_path / "folder", folders()[name]))
+    text = ("a  cat " + "\U0001f98a" * 9 + " 电影 ж") * 3
+    ids = tokenizer.encode([text])[0].ids
+    whole = tokenizer.decode(ids)
+    assert name == "xlm-roberta" or "\U0001f98a\U0001f98a" in whole
+    assert continuation(tokenizer, [], ids) == whole
+    for cut in (1, 2, len(ids) // 2):
+        before = tokenizer.decode(ids[:cut])
+        shown = continuation(tokenizer, ids[:cut], ids[cut:])
+        assert "\ufffd" in before or before + shown == whole
+
+
+def test_bytes_that_make_no_character_are_not_waited_for(tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(write_folder(tmp_path / "folder", folders()["llama"]))
+    number = tokenizer.engine.token_to_id
+    ids = [number(name) for name in ("<0xE4>", "<0x41>", "\u2581cat")]
+    assert continuation(tokenizer, [], ids) == "\ufffdA cat"

@@ -1,3 +1,3 @@
-from tests.inference.conftest import bpe, wordpiece
+from tests.inference.conftest import bpe, llama, mistral, wordpiece
 
-__all__ = ["bpe", "wordpiece"]
+__all__ = ["bpe", "llama", "mistral", "wordpiece"]

@@ -279,6 +279,16 @@ def test_bleu_of_another_kind_is_not_compared(translated: Examined) -> None:
         assert "--set bleu_tokenizer=auto --set bleu_lowercase=false" in str(caught.value)
 
 
+def test_f1_of_another_label_is_not_compared() -> None:
+    one = classified(*draws(20, 0.7, 9))
+    other = Classify(ClassifyOptions(positive="bad"), LABELS)
+    theirs = replace(one, bundle=SimpleNamespace(task=other))
+    # An option that files leave out where it is the default.
+    with pytest.raises(RunError, match=r"a has task\.positive=null, b bad") as caught:
+        compare(["a", "b"], [one, theirs])
+    assert "--set positive=null" in str(caught.value)
+
+
 def test_the_way_to_the_same_pieces() -> None:
     truths, guesses = draws(20, 0.7, 9)
     with pytest.raises(RunError) as caught:

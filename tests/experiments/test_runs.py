@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
+from typer.testing import CliRunner
 
+from pretune.cli.app import app
 from pretune.errors import RunError
 from pretune.experiments.runs import RunInfo, find_runs
 from pretune.render.experiment_views import runs_view, short_time
@@ -206,6 +208,15 @@ class TestManyRuns:
         Console(file=out, width=300).print(runs_view(find_runs(tmp_path)))
         assert "accuracy 0.9000" in out.getvalue()
         assert f"! {tmp_path}/b: recipe.yaml: not readable" in out.getvalue()
+
+    @pytest.mark.parametrize("width", [30, 70, 120, 200])
+    def test_never_have_a_name_over_two_lines(self, make: Make, tmp_path: Path, width: int) -> None:
+        name = "a-rather-long-name-of-a-run-0123456789"
+        make(name, evaluated(5, 0.8), result=outcome(0.9))
+        columns = {"COLUMNS": str(width)}
+        output = CliRunner().invoke(app, ["runs", str(tmp_path)], env=columns).output
+        assert f"{tmp_path}/{name}" in output
+        assert "finished" in "".join(output.split())
 
 
 @pytest.mark.parametrize(

@@ -81,6 +81,7 @@ class TestChecking:
         self.check(
             toy_recipe(), "train.learning_rate=log:1e-5..1e-3", "train.batch_size=8,16", "seed=0..9"
         )
+        self.check(toy_recipe(), "train.batch_tokens=256,512")  # in place of its batch_size
 
     @pytest.mark.parametrize(
         ("space", "said"),
@@ -90,7 +91,6 @@ class TestChecking:
             ("learning_rate=1e-5..1e-3", "Did you mean 'train.learning_rate'?"),
             ("train.epochs=0..3", "train.epochs"),
             ("train.schedule=linear,cosin", "cosin"),
-            ("train.batch_tokens=256,512", "batch_size or batch_tokens"),
             ("output=a,b", "set this for all trials"),
             ("track.name=a,b", "set this for all trials"),
         ],

@@ -17,7 +17,7 @@ from pretune.bundle.bundle import Bundle, load, save
 from pretune.cli.app import app
 from pretune.errors import CheckpointError, RunError
 from pretune.export import ctranslate2_folder
-from pretune.export.ctranslate2_engine import CTranslate2Engine, EngineModel
+from pretune.export.ctranslate2_engine import CTranslate2Engine, EngineModel, engine_task
 from pretune.export.ctranslate2_folder import export_ctranslate2, vocabulary
 from pretune.export.quality_gate import GateError, GateLimits
 from pretune.inference.predict import Predictor
@@ -46,6 +46,16 @@ def translator(**changes: Any) -> Bundle:
     task = Translate(TranslateOptions(max_length=64, beams=1))
     config = {**SIZES, **changes}
     return stirred(load("transformer-small", task=task, tokenizer=tokenizer, config=config))
+
+
+def relative(kind: str, **changes: Any) -> Bundle:
+    """A small T5."""
+    tokenizer = train_tokenizer(["the good film, un film bad 中国"] * 9, "bpe", 290)
+    task = Translate(TranslateOptions(max_length=64, beams=1))
+    sizes = {"d_model": 16, "d_kv": 6, "d_ff": 24, "num_layers": 2, "num_decoder_layers": 1}
+    sizes |= {"num_heads": 2, "relative_attention_num_buckets": 8}
+    sizes |= {"relative_attention_max_distance": 6, "feed_forward_proj": kind, **changes}
+    return stirred(load("t5-small", task=task, tokenizer=tokenizer, config=sizes))
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +94,19 @@ class TestEquality:
         both = {"source_vocabulary.json", "target_vocabulary.json"}
         assert names == (both if "two_vocabularies" in changes else {"shared_vocabulary.json"})
 
+    def test_gpt2_with_other_factors_of_its_scores(self, gpt2: Bundle, tmp_path: Path) -> None:
+        sizes = {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 24}
+        more = {"scale_attn_by_inverse_layer_idx": True}
+        task = CausalLm(CausalLmOptions(max_length=16))
+        own = load("gpt2-small", task=task, tokenizer=gpt2.tokenizer, config=sizes | more)
+        assert export_ctranslate2(stirred(own), tmp_path / "out").difference.largest < 1e-5
+
+    @pytest.mark.parametrize("kind", ["relu", "gated-gelu"])
+    def test_t5(self, kind: str, tmp_path: Path) -> None:
+        """Relative positions that are shorter than texts; the output scaled, or of its own."""
+        bundle = relative(kind, tie_word_embeddings=kind == "relu")
+        assert export_ctranslate2(bundle, tmp_path / "out").difference.largest < 1e-5
+
     def test_its_own_converter_writes_the_same_file(self, gpt2: Bundle, tmp_path: Path) -> None:
         size = gpt2.tokenizer.vocab_size
         sizes = {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 24, "vocab_size": size}
@@ -116,7 +139,7 @@ class TestEquality:
         form = replace(
             bundle,
             model=EngineModel(engine),
-            task=ctranslate2_folder.EngineTranslate.of(task),
+            task=engine_task(task),
         )
         records = case.records(12)
         ours, theirs = (Predictor(own, device="cpu").predict(records) for own in (bundle, form))

@@ -63,6 +63,10 @@ def with_task(task: Callable[[], Any]) -> Callable[[Path, Path], Bundle]:
     return bundle
 
 
+def scores_long(long: str, **options: Any) -> Callable[[Path, Path], Bundle]:
+    return with_task(lambda: Regress(RegressOptions(max_length=8, long=long, **options)))
+
+
 def tuned(tiny: Path, place: Path) -> Bundle:
     bundle: Any = CASES["multilabel"].bundle(tiny, place)
     bundle.task.thresholds = [0.25, 0.8, 0.5]
@@ -121,6 +125,8 @@ def went_on(bundle: Bundle, asked: Sequence[str]) -> str:
 
 
 PAIR = ["the good film", "bad 42"]
+#: Of one token to more than three windows of eight; the last one has no token of its own.
+LONG = ["a b c d e f g h i j k", "good", "the bad film " * 9, ""]
 EXAMPLES = {
     "classify": Example(of_case("classify"), TEXTS, answers("label")),
     "pairs": Example(
@@ -148,6 +154,8 @@ EXAMPLES = {
 NUMBERS = {
     "regress": Example(with_task(lambda: Regress(RegressOptions(max_length=32))), TEXTS, str),
     "embed": Example(lambda tiny, _: load(tiny), TEXTS, str),
+    "windows": Example(scores_long("windows", overlap=2, max_windows=3), LONG, str),
+    "head_tail": Example(scores_long("head_tail"), LONG, str),
 }
 
 
@@ -183,10 +191,11 @@ def test_a_program_answers_as_predict_does(
     assert printed[name] == own.expected(bundles[name], own.asked)
 
 
-def test_a_program_gives_the_scores_of_predict(ran: Any) -> None:
+@pytest.mark.parametrize("name", ["regress", "windows", "head_tail"])
+def test_a_program_gives_the_scores_of_predict(name: str, ran: Any) -> None:
     bundles, printed = ran
-    scores = [answer.score for answer in pretune.predict(bundles["regress"], TEXTS)]
-    np.testing.assert_allclose([*map(float, printed["regress"].split())], scores, atol=1e-5)
+    scores = [answer.score for answer in pretune.predict(bundles[name], NUMBERS[name].asked)]
+    np.testing.assert_allclose([*map(float, printed[name].split())], scores, atol=1e-5)
 
 
 def test_a_program_gives_the_vectors_of_embed(ran: Any) -> None:

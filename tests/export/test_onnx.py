@@ -38,7 +38,8 @@ from pretune.inference.predict import column_names
 from pretune.models.families import FAMILIES
 from pretune.tasks.classification.classify import Classify, ClassifyOptions
 from pretune.tasks.features import read_for
-from tests.export.models import HEADS, random_model
+from tests.export.models import CASES as EXPORTED
+from tests.export.models import HEADS, NEWER, NEWER_HEADS, random_model
 from tests.tasks.every_task import CASES
 
 
@@ -53,7 +54,7 @@ def written(exported: Exported, folder: Path, **options: Any) -> dict[str, OnnxF
     return files
 
 
-@pytest.mark.parametrize(("family", "head"), HEADS)
+@pytest.mark.parametrize(("family", "head"), EXPORTED)
 def test_every_family_and_head_computes_the_same(family: str, head: str, tmp_path: Path) -> None:
     exported = random_model(family, head)
     difference = compare(exported, written(exported, tmp_path))
@@ -61,7 +62,35 @@ def test_every_family_and_head_computes_the_same(family: str, head: str, tmp_pat
     assert difference.texts >= 36
 
 
-@pytest.mark.parametrize(("family", "head"), HEADS)
+#: One for each thing that is newer.
+FEW = [
+    ("modernbert", "sequence_classification"),
+    ("qwen3", "causal_lm"),
+    ("gemma3_text", "causal_lm"),
+    ("t5", "translation"),
+]
+
+
+@pytest.mark.parametrize(
+    ("family", "head"),
+    [pytest.param(*pair, marks=[] if pair in FEW else pytest.mark.slow) for pair in NEWER_HEADS],
+)
+def test_windows_gates_and_rotary_positions(family: str, head: str, tmp_path: Path) -> None:
+    exported = random_model(family, head)
+    assert compare(exported, written(exported, tmp_path)).largest < 5e-6
+    # Opset 18 has another form of some operators.
+    assert compare(exported, written(exported, tmp_path, opset=20)).largest < 5e-6
+
+
+def test_rotary_positions_that_depend_on_the_length_are_refused(tmp_path: Path) -> None:
+    family = FAMILIES["llama"]
+    rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 100.0}
+    config = family.backbone.config_class.from_dict({**NEWER["llama"], "rope_parameters": rope})
+    with pytest.raises(CheckpointError, match="'dynamic' depend on the length"):
+        written(Exported(family.build(config, "causal_lm"), "causal_lm", segments=False), tmp_path)
+
+
+@pytest.mark.parametrize(("family", "head"), EXPORTED)
 def test_int8_is_near_and_a_third_of_the_size(family: str, head: str, tmp_path: Path) -> None:
     exported = random_model(family, head)
     difference = compare(exported, written(exported, tmp_path, int8=True))

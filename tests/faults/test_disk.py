@@ -111,6 +111,7 @@ def test_whichever_file_it_is_that_does_not_fit(
     }
 
 
+@pytest.mark.slow
 @MODES
 def test_a_run_that_fills_its_disk_goes_on_when_there_is_room(
     background: bool,

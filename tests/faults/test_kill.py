@@ -206,6 +206,7 @@ def test_many_times(
     assert killer.inside >= 8
 
 
+@pytest.mark.slow
 def test_an_interpreter_of_its_own(
     recipe_file: RecipeFile, tmp_path: Path, uninterrupted: Callable[..., Any]
 ) -> None:

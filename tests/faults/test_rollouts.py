@@ -57,7 +57,7 @@ def made(tmp_path: Path) -> Callable[..., Recipe]:
         pytest.param("pretune.decoding.writer:LiveBatch", 4, marks=pytest.mark.slow),
         pytest.param("pretune.inference.rewards:_finite", 5, marks=pytest.mark.slow),
         pytest.param("pretune.training.loop:drawn", 6, marks=pytest.mark.slow),
-        ("pretune.training.checkpoint:write_manifest", 3),
+        pytest.param("pretune.training.checkpoint:write_manifest", 3, marks=pytest.mark.slow),
     ],
     ids=["writing", "scoring", "between-updates", "saving"],
 )

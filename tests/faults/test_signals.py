@@ -16,7 +16,11 @@ outcome, assert_alike = _resume.outcome, _resume.assert_alike
 
 Start = Callable[..., Running]
 RecipeFile = Callable[..., Path]
-BOTH = pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda n: n.name)
+BOTH = pytest.mark.parametrize(
+    "number",
+    [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM],
+    ids=lambda number: number.name,
+)
 MOMENTS = pytest.mark.parametrize(
     ("number", "where", "background"),
     [
@@ -107,6 +111,7 @@ def test_the_first_saves_and_the_run_goes_on(
     assert_goes_on(start, tmp_path, uninterrupted)
 
 
+@pytest.mark.slow
 @MOMENTS
 def test_the_second_does_not_wait(
     number: int,

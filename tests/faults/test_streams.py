@@ -47,9 +47,9 @@ def test_a_reader_that_leaves(
     ("streams", "code"),
     [
         ({"1": "/dev/full"}, 1),
-        ({"2": "/dev/full"}, 0),
-        ({"1": "/dev/full", "2": "/dev/full"}, 1),
-        ({"1": None, "2": None}, 0),
+        pytest.param({"2": "/dev/full"}, 0, marks=pytest.mark.slow),
+        pytest.param({"1": "/dev/full", "2": "/dev/full"}, 1, marks=pytest.mark.slow),
+        pytest.param({"1": None, "2": None}, 0, marks=pytest.mark.slow),
     ],
     ids=["result-full", "notes-full", "both-full", "both-closed"],
 )

@@ -91,6 +91,7 @@ def test_of_two_new_ones_the_later_is_refused(
     assert RunFolder(recipe.output).result() is not None
 
 
+@pytest.mark.slow
 def test_the_lock_goes_with_its_holder(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
     with folder.locked():
@@ -115,7 +116,7 @@ def test_what_is_under_way_is_finished_when_the_run_fails(
         gate.wait(0.5)
         original(self, *args)
 
-    def fail(*args: Any) -> None:
+    def fail(*args: Any, **options: Any) -> None:
         raise RunError("the numbers went wrong")
 
     monkeypatch.setattr(RunCheckpoints, "_write", slow)

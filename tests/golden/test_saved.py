@@ -81,7 +81,17 @@ def test_a_saved_recipe_is_read_and_written_as_it_was(name: str, here: Path) -> 
     path = Path("runs", name, "recipe.yaml")
     # But for keys that came later: `stratify` is off for runs that were without it.
     written = RunFolder(path.parent).recipe().to_yaml()
-    later_keys = ("  stratify: false\n", "  stop_on: {}\n", "teacher: null\n", "  layers: null\n")
+    later_keys = [
+        *("  stratify: false\n", "  stop_on: {}\n", "teacher: null\n", "  layers: null\n"),
+        *("  prefix: ''\n", "  early_stopping: false\n", "  max_written: null\n"),
+        *("  min_written: 0\n", "  no_repeat_ngram: 0\n", "  never: null\n"),
+        *(
+            "  forced_end: false\n",
+            "  renormalize: false\n",
+            "  eval_at_start: false\n",
+            "  errors: stop\n",
+        ),
+    ]
     for later in later_keys:
         written = written.replace(later, "")
     assert written == path.read_text(encoding="utf-8")
@@ -90,7 +100,7 @@ def test_a_saved_recipe_is_read_and_written_as_it_was(name: str, here: Path) -> 
 @pytest.mark.parametrize("name", RUNS)
 def test_a_finished_run_is_left_as_it_is(name: str, here: Path) -> None:
     stored = json.loads(Path("runs", name, "result.json").read_text(encoding="utf-8"))
-    later = {"stopped_on": None, "warnings": []}
+    later = {"stopped_on": None, "warnings": [], "data": {}}
     assert as_json(pretune.resume(f"runs/{name}", quiet=True).to_dict()) == {**later, **stored}
 
 
@@ -114,10 +124,10 @@ def test_a_saved_corpus_can_be_trained_on(here: Path) -> None:
 def test_everything_is_as_the_golden_record_says(tmp_path: Path) -> None:
     """Commands and public functions do what they did when expected.json was made.
 
-    Where processor, vector instructions and torch are the ones that its header names, every SHA-256
-    of weights and every number must be the same; words may differ. Elsewhere a training differs in
-    its last digits, and what follows from it too: there only the exit codes are compared, without
-    those of runs that recover from trouble.
+    Where processor, vector instructions, torch and how products round are what its header names,
+    every SHA-256 of weights and every number must be the same; words may differ. Elsewhere a
+    training differs in its last digits, and what follows from it too: there only the exit codes are
+    compared, without those of runs that recover from trouble.
     """
     expected = json.loads((HERE / "expected.json").read_text(encoding="utf-8"))
     # The source that is imported here, be it installed or found by PYTHONPATH.
@@ -129,7 +139,8 @@ def test_everything_is_as_the_golden_record_says(tmp_path: Path) -> None:
     )
     actual = json.loads((tmp_path / "record.json").read_text(encoding="utf-8"))
     was, now = expected.pop("header"), actual.pop("header")
-    if any(was[key] != now[key] for key in ("processor", "instructions", "torch")):
+    same = ("processor", "instructions", "torch", "products")
+    if any(was[key] != now[key] for key in same):
         assert exit_codes(actual) == exit_codes(expected)
         return
     differences = [

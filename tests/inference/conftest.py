@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,11 @@ TEXTS = [
 ]
 END = "<|endoftext|>"
 CONTEXT = 48
+#: ChatML in few tokens.
+CHAT = (
+    "{% for message in messages %}{{ message.role[0] + '\n' + message.content + eos_token }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ 'a\n' }}{% endif %}"
+)
 
 
 @dataclass(frozen=True)
@@ -79,3 +85,46 @@ def wordpiece(tmp_path_factory: pytest.TempPathFactory, tiny_vocab_folder: Path)
     rows = len((folder / "vocab.txt").read_text(encoding="utf-8").split("\n")) - 1
     theirs = random_gpt2(folder, rows, None)
     return Pair(folder, load(folder), theirs)
+
+
+def rotary(folder: Path, bpe: Pair, name: str, **sizes: Any) -> Pair:
+    """A decoder with rotary positions and shared heads, with random weights.
+
+    It has room for more tokens than `bpe`, the same vocabulary, and a chat template.
+    """
+    import transformers
+
+    config = getattr(transformers, f"{name}Config")(
+        vocab_size=bpe.bundle.tokenizer.vocab_size,
+        hidden_size=32,
+        intermediate_size=40,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=4 * CONTEXT,
+        eos_token_id=bpe.bundle.tokenizer.end_id,
+        **sizes,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(8)
+        model = getattr(transformers, f"{name}ForCausalLM")(config)
+        for parameter in model.parameters():
+            nn.init.normal_(parameter, mean=float(parameter.dim() == 1), std=0.2)
+    model.save_pretrained(folder)
+    (folder / "tokenizer.json").write_bytes((bpe.folder / "tokenizer.json").read_bytes())
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": END}
+    text = json.dumps({**settings, "chat_template": CHAT})
+    (folder / "tokenizer_config.json").write_text(text, encoding="utf-8")
+    return Pair(folder, load(folder), model.eval())
+
+
+@pytest.fixture(scope="session")
+def llama(tmp_path_factory: pytest.TempPathFactory, bpe: Pair) -> Pair:
+    """A Llama."""
+    return rotary(tmp_path_factory.mktemp("llama"), bpe, "Llama", tie_word_embeddings=True)
+
+
+@pytest.fixture(scope="session")
+def mistral(tmp_path_factory: pytest.TempPathFactory, bpe: Pair) -> Pair:
+    """A Mistral whose tokens see fewer others than the texts have."""
+    return rotary(tmp_path_factory.mktemp("mistral"), bpe, "Mistral", sliding_window=9)

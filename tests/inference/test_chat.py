@@ -12,7 +12,7 @@ import torch
 from pretune.bundle.bundle import Bundle, load
 from pretune.data.batch import Feature
 from pretune.data.records import Records
-from pretune.decoding.sampling import Decoding
+from pretune.decoding.decoding import Decoding
 from pretune.errors import DataError, PretuneError
 from pretune.inference.chat import Conversation, Reranker
 from pretune.inference.generate import TextGenerator

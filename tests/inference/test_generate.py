@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from pretune.bundle.bundle import load
 from pretune.data.batch import PackedBatch
 from pretune.decoding.continuations import Generation, TextChunk
+from pretune.decoding.decoding import Decoding
 from pretune.decoding.live_batch import _remaining
-from pretune.decoding.sampling import Decoding
 from pretune.decoding.sequence_reader import SequenceReader
 from pretune.errors import DataError, PretuneError, RunError
 from pretune.inference.generate import TextGenerator

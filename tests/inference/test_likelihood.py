@@ -88,16 +88,23 @@ def pairs_with_a_common_beginning(count: int, shared: int, vocabulary: int) -> l
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize("shared", [0, 25])
-@pytest.mark.parametrize("batch_tokens", [40, 300, 8192])
+@pytest.mark.parametrize(
+    ("name", "shared", "batch_tokens"),
+    [
+        *(("bpe", shared, tokens) for shared in (0, 25) for tokens in (40, 300, 8192)),
+        ("llama", 25, 300),
+        ("mistral", 25, 300),
+    ],
+)
 def test_the_figures_are_those_of_transformers(
-    bpe: Checkpoint, shared: int, batch_tokens: int
+    request: pytest.FixtureRequest, name: str, shared: int, batch_tokens: int
 ) -> None:
+    checkpoint: Checkpoint = request.getfixturevalue(name)
     pairs = pairs_with_a_common_beginning(9, shared, 300)
-    found = scorer(bpe, batch_tokens=batch_tokens).score(pairs)
+    found = scorer(checkpoint, batch_tokens=batch_tokens).score(pairs)
     for pair, one in zip(pairs, found, strict=True):
         ids = torch.tensor([pair.context + pair.continuation])
-        logs = bpe.theirs(ids).logits[0, len(pair.context) - 1 : -1].log_softmax(-1)
+        logs = checkpoint.theirs(ids).logits[0, len(pair.context) - 1 : -1].log_softmax(-1)
         expected = [float(logs[i, token]) for i, token in enumerate(pair.continuation)]
         assert one.logprobs == pytest.approx(expected, abs=1e-5)
         assert one.total == pytest.approx(sum(expected), abs=1e-4)

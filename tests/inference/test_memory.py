@@ -16,7 +16,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pretune.bundle.bundle import save
 from pretune.inference.memory import HugePages, Tidy, keep_freed_memory, own_memory, reusing_memory
+from tests.tasks.every_task import CASES
 
 glibc = pytest.mark.skipif(
     not sys.platform.startswith("linux") or not hasattr(ctypes.CDLL(None), "gnu_get_libc_version"),
@@ -179,3 +181,36 @@ def test_large_pages_are_asked_for_once_for_each_part() -> None:
         (start + ahead, 8 * MIB),
         (start + ahead + 4 * MIB, MIB),
     ]
+
+
+#: Answers all rows of a file, and prints the most memory that it had, in MiB.
+PREDICT = """if True:
+    import re, sys
+    from pathlib import Path
+    from pretune.cli.predict import predict
+    predict(sys.argv[1], file=Path(sys.argv[2]), output=Path(sys.argv[3]), device="cpu")
+    status = Path("/proc/self/status").read_text()
+    print(int(re.findall(r"VmHWM:\\s+(\\d+)", status)[0]) / 1024)
+"""
+
+
+@pytest.mark.slow
+@glibc
+def test_a_long_file_is_answered_in_the_memory_of_a_short_one(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "model").mkdir()
+    save(CASES["classify"].bundle(tiny_folder, tmp_path), tmp_path / "model")
+    peaks = {}
+    for rows in (10_000, 60_000):
+        data, out = tmp_path / f"in-{rows}.csv", tmp_path / f"out-{rows}.csv"
+        with data.open("w", encoding="utf-8") as file:
+            file.write("id,text\n")
+            file.writelines(f"{i},a good film {i % 97}\n" for i in range(rows))
+        command = [sys.executable, "-c", PREDICT, str(tmp_path / "model"), str(data), str(out)]
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        peaks[rows] = float(done.stdout)
+        with out.open(encoding="utf-8") as file:
+            assert sum(1 for _ in file) == rows + 1
+    # As objects of Python 50,000 rows with their answers are more.
+    assert peaks[60_000] < peaks[10_000] + 20

@@ -26,6 +26,7 @@ from pretune.inference.predict import (
     records_of,
     refuse_table,
     stream_lines,
+    task_of,
 )
 from pretune.tasks.base import Prediction
 from pretune.tasks.causal_lm.causal_lm import CausalLm, CausalLmOptions
@@ -291,6 +292,17 @@ def test_a_book_is_no_mistake_where_nothing_is_cut(single: Bundle, tmp_path: Pat
     for name in ("in.txt", "in.jsonl"):
         with pytest.raises(DataError, match="150,000 characters"):
             read_inputs(single, tmp_path / name).text(0, "text")
+
+
+def test_of_a_wrong_object_little_is_shown(single: Bundle) -> None:
+    row = {"my secret " * 99: 1, "a\x1b[2J": 2, **{f"key {i}": i for i in range(5000)}}
+    with pytest.raises(DataError, match="row 1: no 'text'; it has 'my secret my") as caught:
+        records_of(task_of(single), [row])
+    message = str(caught.value)
+    assert len(message) < 600
+    assert r"'a\x1b[2J'" in message
+    assert "\x1b" not in message
+    assert "(5,002)" in message
 
 
 def test_a_bare_model_cannot_answer(tiny_folder: Path) -> None:

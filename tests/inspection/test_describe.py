@@ -303,3 +303,20 @@ def test_long_texts_come_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     done: list[int] = []
     describe([records_of(*[{"text": "w" * 8} for _ in range(5)])], progress=done.append)
     assert done == [2, 4, 5]
+
+
+def test_rows_without_a_label_and_labels_that_look_alike() -> None:
+    rows = [("a", "Spam"), ("b", "spam "), ("c", ""), ("d", None), ("e", "Spam"), ("f", "spam")]
+    facts = facts_of(*({"body": f"a text {t}", "Category": label} for t, label in rows))
+    assert (facts.label, facts.unlabelled) == ("Category", 2)
+    assert facts.unlabelled_places == ["line 3", "line 4"]
+    assert any("'Spam' (2), 'spam' (2)" in remark for remark in facts.label_remarks)
+
+
+def test_lines_that_are_no_rows_are_counted(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("text,label\na,x\nb\nc,y\n", encoding="utf-8")
+    (facts,) = describe([read(path, keep_bad=True)]).files
+    assert (facts.rows, facts.unreadable) == (2, 1)
+    assert "line 3: 1 fields" in facts.unreadable_places[0]
+    assert "lines that are no rows" in description_page(Description([facts], []))

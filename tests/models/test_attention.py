@@ -109,7 +109,7 @@ def test_sequences_of_the_same_length_are_not_copied(lens, monkeypatch):
 
     def watched(*qkv, **options):
         taken.extend(x.data_ptr() for x in qkv)
-        assert options == {"is_causal": True}  # and no mask
+        assert options == {"is_causal": True, "scale": None}  # and no mask
         return sdpa(*qkv, **options)
 
     monkeypatch.setattr(F, "scaled_dot_product_attention", watched)

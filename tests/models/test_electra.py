@@ -7,12 +7,15 @@ import pytest
 import torch
 import transformers
 
+from pretune.bundle.bundle import load
 from pretune.checkpoints.load import load_into
 from pretune.checkpoints.open import open_weights
 from pretune.data.batch import PackedBatch
 from pretune.errors import CheckpointError
 from pretune.models.electra import ElectraConfig, ElectraModel
 from pretune.models.families import FAMILIES, build_head
+from pretune.tasks.replaced_token.detect import DetectReplaced
+from tests.models.encoders import saved
 
 SMALL: dict[str, Any] = {
     "vocab_size": 20,
@@ -70,3 +73,17 @@ def test_a_published_discriminator_loads_without_its_pre_training_head(tmp_path:
         expected = theirs.electra(torch.tensor([[3, 1, 4, 1, 5]])).last_hidden_state[0]
         found = ours.eval()(PackedBatch.of([[3, 1, 4, 1, 5]])).last_hidden_state
     assert (found - expected).abs().max() < 1e-5
+
+
+def test_a_published_discriminator_tells_replaced_tokens(tmp_path: Path) -> None:
+    saved(tmp_path, "ElectraForPreTraining", embedding_size=6)
+    bundle = load(tmp_path)
+    assert isinstance(bundle.task, DetectReplaced)
+    assert bundle.report is not None
+    assert bundle.report.missing == bundle.report.unexpected == ()
+
+
+def test_a_choice_is_read_as_published() -> None:
+    model = ElectraModel(ElectraConfig(**SMALL, summary_type="mean"))
+    with pytest.raises(CheckpointError, match="summary_type is not 'first'"):
+        build_head(model, "multiple_choice")

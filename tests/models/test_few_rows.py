@@ -20,9 +20,10 @@ from pretune.models.electra import ElectraConfig, ElectraModel
 from pretune.models.gpt2 import Gpt2Config, Gpt2Model
 from pretune.models.heads.language import CausalLM
 from pretune.models.kernels import INFERENCE_KINDS, ROWS, Choice, ShapeClass
+from pretune.models.llama import Qwen3Config, Qwen3Model
 from pretune.models.lora import add_lora
 from pretune.models.packed import packing
-from pretune.models.products import INT_MM, TRANSPOSED
+from pretune.models.products import BATCHED, INT_MM, TRANSPOSED
 
 WIDTH, TOKENS = 24, 50
 BERT = {"vocab_size": TOKENS, "num_hidden_layers": 2, "num_attention_heads": 3}
@@ -42,12 +43,19 @@ def distilbert() -> Backbone:
     return DistilBertModel(DistilBertConfig(vocab_size=TOKENS, **sizes))
 
 
+def qwen3() -> Backbone:
+    sizes = {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+    some = {"hidden_size": WIDTH, "head_dim": 8, "intermediate_size": 40}
+    windows = {"use_sliding_window": True, "sliding_window": 3, "max_window_layers": 1}
+    return Qwen3Model(Qwen3Config(vocab_size=TOKENS, **sizes, **some, **windows))
+
+
 def gpt2() -> Backbone:
     sizes = {"n_positions": 64, "n_embd": WIDTH, "n_layer": 2, "n_head": 3, "n_inner": 40}
     return Gpt2Model(Gpt2Config(vocab_size=TOKENS, **sizes))
 
 
-FAMILIES = [bert, distilbert, electra, gpt2]
+FAMILIES = [bert, distilbert, electra, gpt2, qwen3]
 
 
 def drawn(model: nn.Module) -> nn.Module:
@@ -264,3 +272,29 @@ def test_threads_ask_at_once():
     with ThreadPoolExecutor(4) as pool:
         for got, right in zip(pool.map(ask, batches), wanted, strict=True):
             torch.testing.assert_close(got, right, rtol=1e-6, atol=1e-5)
+
+
+@torch.inference_mode()
+def test_a_decoder_writes_by_weights_as_they_lie():
+    model = drawn(CausalLM(qwen3()))
+    shapes = {
+        ShapeClass(kernels.FEW, rows, inner, outer): BATCHED
+        for rows in ROWS[:2]
+        for inner, outer in [(24, 64), (32, 24), (24, 80), (40, 24), (24, TOKENS)]
+    }
+
+    def written() -> list[Tensor]:
+        logits, state = model.start([[1, 2], [3] * 9, [4], [5, 6], [7]])
+        steps = [logits]
+        for _ in range(3):
+            steps.append(model.step(steps[-1].argmax(1), state))
+        state.select([0, 3])
+        return [*steps, model.step(torch.tensor([8, 9]), state), model.follow([[1, 2], [3]], state)]
+
+    wanted = written()
+    with kernels.kept(Choice("measured", shapes)), packing("plain"):
+        for got, right in zip(written(), wanted, strict=True):
+            torch.testing.assert_close(got, right, rtol=1e-5, atol=1e-5)
+    assert quick(model.backbone)
+    forms = [part.packed._forms for part in model.modules() if hasattr(part, "packed")]
+    assert not any(forms)  # nothing is in memory twice

@@ -38,3 +38,16 @@ def test_threads_share_no_memory():
     with ThreadPoolExecutor(4) as pool:
         for number, copied in enumerate(pool.map(fill, range(200))):
             assert copied.eq(number).all()
+
+
+def test_weights_settle_once_and_stay_what_they_are(monkeypatch):
+    monkeypatch.setattr(large_pages, "_has_large_pages", lambda: True)
+    model = torch.nn.Sequential(torch.nn.Linear(256, 128), torch.nn.Linear(128, 2))
+    before = {name: weight.clone() for name, weight in model.named_parameters()}
+    first = model[0].weight.data_ptr()
+    large_pages.settle(model)
+    moved = model[0].weight.data_ptr()
+    large_pages.settle(model)
+    assert moved != first
+    assert model[0].weight.data_ptr() == moved
+    assert all(torch.equal(weight, before[name]) for name, weight in model.named_parameters())

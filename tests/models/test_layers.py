@@ -8,16 +8,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from pretune.data.batch import Layout, Selection
+from pretune.data.batch import Layout, PackedBatch, Selection
+from pretune.models.attention import attention_reference
 from pretune.models.layers import (
     ACTIVATIONS,
+    CrossAttention,
     Dropout,
+    EncoderOutput,
     FeedForward,
+    GatedFeedForward,
     Linear,
     PostNormLayer,
+    PreNormLayer,
+    RMSNorm,
     SelfAttention,
     sinusoidal_positions,
 )
+from pretune.models.rope import Rope
 
 few = settings(deadline=None, max_examples=25)
 
@@ -178,3 +185,117 @@ def test_hidden_dropout_is_applied_to_both_sums():
         dropout.register_forward_hook(lambda *_: calls.append(1))
     assert not torch.equal(layer(x, layout), layer(x, layout))
     assert len(calls) == 4
+
+
+def test_the_root_mean_square_norm_is_the_formula():
+    x = torch.randn(5, 3, 6)
+    for offset in (0.0, 1.0):
+        norm = RMSNorm(6, 1e-3, offset)
+        normed = x / (x.square().mean(-1, keepdim=True) + 1e-3).sqrt()
+        torch.testing.assert_close(norm(x), normed)  # a fresh one only norms
+        nn.init.normal_(norm.weight)
+        torch.testing.assert_close(norm(x), normed * (offset + norm.weight))
+        half = norm(x.bfloat16())  # computed in float32
+        assert half.dtype == torch.bfloat16
+        wanted = norm(x.bfloat16().float()).bfloat16()
+        torch.testing.assert_close(half, wanted, rtol=0.01, atol=0.01)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_gated_feed_forward_is_the_formula(bias):
+    layer, x = GatedFeedForward(6, 10, "silu", bias=bias), torch.randn(5, 6)
+    weights = layer.gate_up.weight.split(10)
+    biases = layer.gate_up.bias.split(10) if bias else (0.0, 0.0)
+    gate, up = (x @ w.T + b for w, b in zip(weights, biases, strict=True))
+    wanted = (gate * gate.sigmoid() * up) @ layer.down.weight.T + (layer.down.bias if bias else 0)
+    torch.testing.assert_close(layer(x), wanted)
+
+
+@pytest.mark.parametrize("kind", [FeedForward, GatedFeedForward])
+def test_feed_forward_drops_what_goes_into_the_last_map(kind):
+    layer, x, seen = kind(6, 100, "relu", bias=False, dropout=0.5), torch.randn(3, 6), []
+    layer.down.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    layer(x)
+    layer.eval()(x)
+    dropped, whole = seen
+    kept = dropped != 0
+    torch.testing.assert_close(dropped[kept], 2 * whole[kept], rtol=1e-3, atol=0)
+    assert (kept != (whole != 0)).any()
+
+
+def test_attention_with_everything_is_the_equation(matmul):
+    torch.manual_seed(0)
+    lens, layout = [4, 1, 7], Layout.of([4, 1, 7])
+    positions = PackedBatch.of([[0] * n for n in lens]).positions
+    rope = Rope.of({"rope_type": "default", "rope_theta": 100.0}, 6, 64)
+
+    def bias(q: torch.Tensor, k: torch.Tensor, distances: torch.Tensor) -> torch.Tensor:
+        return 0.1 * distances[:, None]
+
+    norms = {"query_norm": RMSNorm(6, 1e-5), "key_norm": RMSNorm(6, 1e-5)}
+    rule = {"scale": 0.5, "window": 3, "score_bias": bias}
+    some = {"num_kv_heads": 2, "head_dim": 6, "qkv_bias": False, "output_bias": False}
+    layer = SelfAttention(10, 4, 0.0, **some, **rule, rope=rope, **norms)
+    for norm in norms.values():
+        nn.init.normal_(norm.weight)
+    x, turns = torch.randn(12, 10), rope.turns(positions, layout)
+    # Queries, keys and values one after another, each normed, then turned, as a complex number is.
+    parts = (x @ layer.qkv.weight.T).split([24, 12, 12], 1)
+    q, k, v = (part.unflatten(1, (-1, 6)) for part in parts)
+    angles = positions[:, None] * 100.0 ** (-torch.arange(3) / 3)
+    turned = []
+    for part, norm in ((q, norms["query_norm"]), (k, norms["key_norm"])):
+        pairs = (
+            torch.complex(*norm(part).split(3, -1)) * torch.polar(torch.ones(()), angles)[:, None]
+        )
+        turned.append(torch.cat([pairs.real, pairs.imag], -1))
+    mixed = attention_reference(*turned, v, layout, layout, **rule)
+    wanted = mixed.flatten(1) @ layer.output.weight.T
+    torch.testing.assert_close(layer(x, layout, turns=turns), wanted, rtol=0, atol=1e-5)
+    # Selected rows keep their places.
+    rows = torch.tensor([0, 3, 5, 11])
+    chosen = layer(x, layout, select=Selection(rows, Layout.of([2, 0, 2])), turns=turns)
+    torch.testing.assert_close(chosen, wanted[rows], rtol=0, atol=1e-5)
+    # And the maps are of the same weights.
+    maps = torch.block_diag(*(m[1] for m in layer.maps(x, layout, turns=turns)))
+    torch.testing.assert_close(maps @ v[:, 0], mixed[:, 1], rtol=0, atol=1e-5)
+
+
+def test_cross_attention_with_heads_of_another_width_is_the_equation():
+    torch.manual_seed(0)
+    targets, sources = Layout.of([2, 3]), Layout.of([4, 1])
+    layer = CrossAttention(8, 2, 0.0, head_dim=3, bias=False, scale=1.0)
+    x, source = torch.randn(5, 8), torch.randn(5, 8)
+    q = (x @ layer.query.weight.T).view(5, 2, 3)
+    k, v = (part.view(5, 2, 3) for part in (source @ layer.kv.weight.T).split(6, 1))
+    mixed = attention_reference(q, k, v, targets, sources, scale=1.0).flatten(1)
+    ours = layer(x, targets, EncoderOutput(source, sources))
+    torch.testing.assert_close(ours, mixed @ layer.output.weight.T, rtol=0, atol=1e-5)
+
+
+def test_parts_that_are_given_take_the_place_of_the_usual_ones():
+    block = GatedFeedForward(8, 12, "gelu")
+    layer = PreNormLayer(
+        8,
+        2,
+        16,
+        "gelu",
+        dropout=0.0,
+        attention_dropout=0.0,
+        eps=1e-5,
+        attention=SelfAttention(8, 2, 0.0, qkv_bias=False, output_bias=False),
+        feed_forward=block,
+        norm=lambda size: nn.LayerNorm(size, bias=False),
+    )
+    assert all(name.endswith("weight") for name, _ in layer.named_parameters())
+    x, layout = torch.randn(5, 8), Layout.of([5])
+    nn.init.normal_(layer.feed_forward_norm.weight)
+    y = x + layer.attention(nn.functional.layer_norm(x, (8,)), layout)
+    normed = nn.functional.layer_norm(y, (8,)) * layer.feed_forward_norm.weight
+    torch.testing.assert_close(layer(x, layout), y + block(normed), rtol=0, atol=1e-5)
+
+
+def test_a_shared_addition_to_the_scores_is_no_part_of_a_layer():
+    table = nn.Embedding(3, 2)
+    layer = SelfAttention(8, 2, 0.0, score_bias=lambda q, k, d: table(d.clamp(0, 2)).movedim(-1, 1))
+    assert {name.partition(".")[0] for name, _ in layer.named_parameters()} == {"qkv", "output"}

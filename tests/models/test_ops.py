@@ -7,6 +7,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from pretune.models import ops
+from pretune.models.layers import ACTIVATIONS, DERIVATIVES
 from pretune.models.ops import ROW_TILE, dropout, keep_mask, linear, padded_rows
 
 few = settings(
@@ -335,3 +337,33 @@ def test_second_derivatives_of_dropout_are_refused():
     (grad,) = torch.autograd.grad(y, x, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         grad.sum().backward()
+
+
+@pytest.mark.parametrize("refusal", [None, RuntimeError, AttributeError])
+def test_bf16_needs_a_onednn_that_multiplies_it(monkeypatch, refusal):
+    """Its oneDNN may be limited to instructions without bf16, or be missing from the build."""
+
+    def product(*operands: object) -> None:
+        if refusal is not None:
+            raise refusal("no primitive")
+
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    monkeypatch.setattr(ops, "product", product)
+    assert ops.has_bf16.__wrapped__() is (refusal is None)
+
+
+# gated
+
+
+@pytest.mark.parametrize("name", ["gelu", "gelu_new", "silu", "relu"])
+def test_a_gate_and_its_gradient_are_the_formula(name):
+    activation = ACTIVATIONS[name]
+    x = random(5, 12).double().requires_grad_()
+    wanted = activation(x[:, :6]) * x[:, 6:]
+    ours = ops.gated(x, activation, DERIVATIVES.get(activation))
+    probe = random(5, 6, seed=1).double()
+    torch.testing.assert_close(ours, wanted)
+    got, right = (torch.autograd.grad((y * probe).sum(), x)[0] for y in (ours, wanted))
+    torch.testing.assert_close(got, right)
+    with torch.no_grad():
+        torch.testing.assert_close(ops.gated(x, activation), wanted)

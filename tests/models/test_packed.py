@@ -16,6 +16,7 @@ from pretune.models.kernels import Choice, ShapeClass
 from pretune.models.layers import Linear
 from pretune.models.packed import int8_product, int8_rows, int8_weight, packing
 from pretune.models.products import (
+    BATCHED,
     INT8,
     MKL_PACKED,
     ONEDNN_PACKED,
@@ -214,3 +215,13 @@ def test_small_matrices_stay_as_they_are(layer, monkeypatch):
     x = random(9, IN)
     with torch.inference_mode(), packing("int8"):
         assert torch.equal(layer(x), functional.linear(x, layer.weight, layer.bias))
+
+
+@pytest.mark.parametrize("outer", [40, 64, 200])
+def test_a_product_in_parts_is_the_product(outer):
+    generator = torch.Generator().manual_seed(outer)
+    x, weight = (torch.randn(n, 40, generator=generator) for n in (5, outer))
+    for bias in (None, torch.randn(outer, generator=generator)):
+        ours = multiplier(BATCHED, weight, weight, bias)(x)
+        wanted = torch.nn.functional.linear(x, weight, bias)
+        torch.testing.assert_close(ours, wanted, rtol=1e-5, atol=1e-5)

@@ -135,8 +135,8 @@ MUTANTS = (
     Mutant(
         "causal-mask-counted-from-the-start",
         "models/attention.py",
-        "later = (column > row + group.causal_shift)[:, None]",
-        "later = (column > row + 0 * group.causal_shift)[:, None]",
+        "later = (column > row + group.shift)[:, None]",
+        "later = (column > row + 0 * group.shift)[:, None]",
         ("models/test_attention.py",),
     ),
     Mutant(
@@ -178,8 +178,8 @@ MUTANTS = (
     Mutant(
         "lora-not-divided-by-rank",
         "models/lora.py",
-        "self.base + (self.alpha / self.rank) * (self.lora_b @ self.lora_a)",
-        "self.base + self.alpha * (self.lora_b @ self.lora_a)",
+        "scale, at = self.alpha / self.rank, 0",
+        "scale, at = self.alpha, 0",
         ("training/test_lora.py",),
     ),
     # decoding
@@ -430,12 +430,20 @@ MUTANTS = (
         r'_PLACES = re.compile(r"_?name_or_path")',
         ("publishing/test_publish.py",),
     ),
+    # storage
+    Mutant(
+        "what-has-changed-is-not-sent-again",
+        "storage/object_store.py",
+        "if arrived.get(name) == digest and _size(store, target) == size:",
+        "if name in arrived and _size(store, target) == size:",
+        ("storage/test_object_store.py",),
+    ),
     # cli
     Mutant(
         "mistakes-exit-with-one",
         "cli/app.py",
-        'fail(f"error: {text}", USER_MISTAKE)',
-        'fail(f"error: {text}", 1)',
+        'fail(labelled(tr("error"), hanging(text)), USER_MISTAKE)',
+        'fail(labelled(tr("error"), hanging(text)), 1)',
         ("cli/test_app.py",),
     ),
     Mutant(

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import Field
+from rich.cells import cell_len
 
 from pretune.corpus.store import CORPUS_MANIFEST
 from pretune.errors import DataError, RecipeError
@@ -25,6 +27,7 @@ from pretune.recipe.recipe import (
 )
 from pretune.tasks.base import TaskOptions
 from pretune.tasks.builtin import TASKS
+from pretune.text.spoken_language import speaking
 from tests.plugins import forget_plugins, install_plugin
 
 SMALL = {"task": {"name": "classify"}, "data": {"train": "a.tsv"}}
@@ -423,6 +426,23 @@ class TestMistakes:
         with pytest.raises(RecipeError, match=r"not both: add train\.batch_tokens=null"):
             Recipe.load(small, ["train.batch_size=1", "train.batch_tokens=2"])
 
+    @pytest.mark.parametrize(
+        ("before", "asked", "size", "tokens"),
+        [
+            ("batch_tokens: 4096", "train.batch_size=4", 4, None),
+            ("batch_size: 8", "train.batch_tokens=512", None, 512),
+            ("batch_tokens: 4096", "train.batch_size=null", None, 4096),
+            ("batch_tokens: 4096", "train.batch_tokens=null", 32, None),
+        ],
+    )
+    def test_the_batch_size_that_is_asked_for_takes_the_place_of_the_other(
+        self, tmp_path: Path, before: str, asked: str, size: int | None, tokens: int | None
+    ) -> None:
+        path = tmp_path / "r.yaml"
+        path.write_text(f"task: classify\ndata: {{train: a.tsv}}\ntrain: {{{before}}}\n")
+        for recipe in (Recipe.load(path, [asked]), Recipe.load(path).changed([asked])):
+            assert (recipe.train.batch_size, recipe.train.batch_tokens) == (size, tokens)
+
     def test_missing_data_is_named(self) -> None:
         with pytest.raises(RecipeError, match=r"'data' is missing|'data.train' is missing"):
             Recipe.of({"task": "classify"})
@@ -471,6 +491,18 @@ def test_the_commented_recipe_is_the_default_one(task: str) -> None:
     lines = [line for line in text.splitlines() if line and not line.lstrip().startswith("#")]
     assert len(lines) > 30, "every key is there"
     assert all(len(line) <= 100 for line in text.splitlines())
+
+
+def test_a_commented_recipe_in_chinese() -> None:
+    with speaking("zh"):
+        texts = [commented_recipe(task) for task in TASKS]
+    for task, text in zip(TASKS, texts, strict=True):
+        assert yaml12.parse(text, "x") == yaml12.parse(commented_recipe(task), "x")
+        comments = re.findall(r"# (.*)", text)
+        assert comments[0].endswith("删掉即可。")
+        assert all(cell_len(line) <= 100 for line in text.splitlines())
+        assert not [line for line in comments if re.match(r"[，。）]", line)]
+    assert "\n  # 学习率的峰值。\n  learning_rate: " in texts[0]
 
 
 class _Required(TaskOptions):

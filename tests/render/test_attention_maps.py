@@ -9,7 +9,12 @@ import torch
 from matplotlib.axes import Axes
 
 from pretune.errors import RunError
-from pretune.render.attention_maps import draw_attention
+from pretune.render.attention_maps import (
+    check_kind,
+    draw_attention,
+    without_signs,
+    write_attention,
+)
 
 
 def size_of(path: Path) -> tuple[int, int]:
@@ -20,6 +25,11 @@ def size_of(path: Path) -> tuple[int, int]:
     return width, height
 
 
+def drawn_to(path: Path, maps: torch.Tensor, tokens: list[str]) -> None:
+    layers, heads = range(maps.shape[0]), range(maps.shape[1])
+    write_attention(draw_attention(maps, tokens, layers, heads), path, "Attention")
+
+
 def maps_of(layers: int, heads: int, tokens: int) -> torch.Tensor:
     return torch.rand(layers, heads, tokens, tokens).softmax(-1)
 
@@ -28,13 +38,13 @@ class TestDrawAttention:
     def test_a_grid(self, tmp_path: Path) -> None:
         path = tmp_path / "all.png"
         tokens = ["[CLS]", "the", "cat", "[SEP]"]
-        draw_attention(maps_of(3, 4, 4), tokens, [0, 1, 2], range(4), path)
+        drawn_to(path, maps_of(3, 4, 4), tokens)
         width, height = size_of(path)
         assert 600 < height < width < 2000
 
     def test_one_head(self, tmp_path: Path) -> None:
         path = tmp_path / "one.png"
-        draw_attention(maps_of(1, 1, 9), ["token"] * 9, [5], [3], path)
+        drawn_to(path, maps_of(1, 1, 9), ["token"] * 9)
         width, height = size_of(path)
         assert 400 < width < 1500
         assert 400 < height < 1500
@@ -51,7 +61,7 @@ class TestDrawAttention:
 
         monkeypatch.setattr(Axes, "imshow", spy)
         maps = maps_of(2, 3, 5)
-        draw_attention(maps, list("abcde"), [0, 1], [0, 1, 2], tmp_path / "a.png")
+        drawn_to(tmp_path / "a.png", maps, list("abcde"))
         assert len(drawn) == 6
         for (data, low, high), wanted in zip(drawn, maps.flatten(0, 1), strict=True):
             torch.testing.assert_close(data, wanted)
@@ -64,9 +74,36 @@ class TestDrawAttention:
     def test_tokens_of_every_kind(self, tmp_path: Path, token: str) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            draw_attention(maps_of(1, 2, 2), [token, token], [0], [0, 1], tmp_path / "a.png")
+            drawn_to(tmp_path / "a.png", maps_of(1, 2, 2), [token, token])
         size_of(tmp_path / "a.png")
 
     def test_a_folder_that_is_not_there(self, tmp_path: Path) -> None:
         with pytest.raises(RunError, match="cannot be written"):
-            draw_attention(maps_of(1, 1, 2), ["a", "b"], [0], [0], tmp_path / "no" / "a.png")
+            drawn_to(tmp_path / "no" / "a.png", maps_of(1, 1, 2), ["a", "b"])
+
+    @pytest.mark.parametrize("kind", ["svg", "html", "SVG"])
+    def test_texts_are_texts(self, tmp_path: Path, kind: str) -> None:
+        """Also those that no font here can draw; and nothing of them is markup."""
+        path = tmp_path / f"map.{kind}"
+        drawn_to(path, maps_of(1, 2, 3), ["<script>", "Ġthe", "😀"])
+        text = path.read_text(encoding="utf-8")
+        for part in ("&lt;script&gt;", "Ġthe", "😀", "layer 0, head 1"):
+            assert part in text
+        assert "<script" not in text
+        assert text.startswith("<!DOCTYPE html>" if kind == "html" else "<svg")
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [("map.jpg", "not drawn as .jpg files"), ("map", "its name does not end in the kind")],
+)
+def test_other_kinds_are_refused(name: str, wrong: str) -> None:
+    with pytest.raises(RunError, match=wrong):
+        check_kind(Path(name))
+
+
+def test_tokens_that_a_png_lacks() -> None:
+    assert without_signs(["a", "Ġthe", "$"]) is None
+    told = without_signs(["a", "\U0001fae8", "\U0001fae8", "\U0001fae9"])
+    assert told is not None
+    assert "2 tokens (\U0001fae8, \U0001fae9)" in told

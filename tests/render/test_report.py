@@ -25,10 +25,12 @@ from pretune.render.report import (
     by_length,
     calibration_section,
     check_writable,
+    headline,
     report_sections,
     write_report,
 )
-from pretune.tasks.grading import Grade
+from pretune.tasks.grading import Grade, Mistake
+from pretune.text.spoken_language import speaking
 from pretune.training.sample_sheet import SheetReply, SheetRow
 from tests.render.examined import HISTORY, facts
 from tests.render.test_page import Reader
@@ -36,10 +38,10 @@ from tests.tasks.alignment.policies import policy
 from tests.tasks.alignment.preferences import ROWS, records, saved
 from tests.tasks.every_task import CASES, NASTY
 
-EVERYWHERE = ["Figures", "Every example", "What the loss hangs on", "Recipe"]
+EVERYWHERE = ["Metrics", "All examples", "Token attributions", "Recipe"]
 JUDGED = ["Calibration", "Mistakes"]
 MORE = {
-    "classify": ["Classes", *JUDGED, "By length"],
+    "classify": ["Classes", *JUDGED, "By length", "Labels that may be wrong"],
     "multilabel": ["Classes", *JUDGED, "By length"],
     "regress": ["Scores", "By length"],
     "choose": [*JUDGED, "By length"],
@@ -68,6 +70,59 @@ def test_every_task_has_a_report(name: str, tiny_folder: Path, tmp_path: Path) -
     outside = [v for _, attrs in read.tags for k, v in attrs.items() if k in ("src", "href")]
     assert all(value and value.startswith(("data:", "#")) for value in outside)
     assert not [tag for tag, _ in read.tags if tag in ("b", "i", "iframe", "link", "object")]
+
+
+def judged(made: ReportFacts, *mistakes: Mistake | None) -> str:
+    """The headline of answers with these mistakes; None: a right answer."""
+    examples = tuple(
+        Example(i, (i,), 1.0, 1, 3, Grade(right=own is None, mistakes=(own,) if own else ()))
+        for i, own in enumerate(mistakes)
+    )
+    return headline(replace(made.examined, examples=examples))
+
+
+def test_it_opens_with_a_sentence(made: ReportFacts, tmp_path: Path) -> None:
+    joy, anger = (Mistake("confused", f"{own} taken for love") for own in ("joy", "anger"))
+    assert judged(made, *[None] * 147, joy, joy, anger) == (
+        "147 of 150 right (98.0%); most often confused: joy taken for love (2 times)."
+    )
+    assert judged(made, None, joy) == (
+        "1 of 2 right (50.0%); the one mistake: confused: joy taken for love."
+    )
+    assert judged(made, joy, anger) == "0 of 2 right (0.0%); no mistake occurs twice."
+    assert judged(made, None) == "1 of 1 right (100.0%); no mistakes."
+    missed = Mistake("missed", "PER")
+    assert judged(made, missed, missed, joy).endswith("; most frequent mistake: missed: PER (2).")
+    # Then the model, the data and the date, before anything else.
+    write_report(replace(made, when=0.0), tmp_path / "report.html")
+    read = Reader((tmp_path / "report.html").read_text(encoding="utf-8"))
+    assert re.search(
+        r"films <b>: report\n\d of 4 right .*\n"
+        r"Model: films <b> \(classify, bert\) with [\d,]+ parameters · "
+        r"Data: some\.jsonl · Date: 19",
+        read.text,
+    )
+
+
+def test_scores_open_with_the_metric_that_decides(tiny_folder: Path, tmp_path: Path) -> None:
+    made = facts("regress", tiny_folder, tmp_path, 6, ())
+    value = made.examined.metrics["pearson"]
+    assert headline(made.examined) == f"pearson {value:.4g} on 6 examples."
+
+
+def test_a_page_in_chinese(made: ReportFacts, tmp_path: Path) -> None:
+    with speaking("zh"):
+        write_report(made, tmp_path / "report.html")
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert '<html lang="zh-CN">' in text
+    headings = re.findall("<h2>(.*?)</h2>", text)
+    assert headings
+    assert not [heading for heading in headings if heading.isascii()]
+    for part in ("4 个中答对", "上一页", "只看错误", "个样本，第"):
+        assert part in text
+    # Data and names of metrics stay.
+    for part in (">accuracy<", ">good<", "films &lt;b&gt;"):
+        assert part in text
 
 
 def test_pictures_are_files_too(tiny_folder: Path, tmp_path: Path) -> None:
@@ -130,7 +185,7 @@ def test_a_policy_has_replies_but_no_losses(tmp_path: Path) -> None:
     data = json.loads(ExampleTable(looked).html().split('id="examples">')[1].split("</script>")[0])
     assert (data["sort"], data["down"]) == (0, False)
     sections = report_sections(ReportFacts("policy", looked))
-    assert [section.heading for section in sections] == ["Figures", "Every example"]
+    assert [section.heading for section in sections] == ["Metrics", "All examples"]
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -159,7 +214,7 @@ def test_what_the_temperature_is_fitted_on_is_said(tiny_folder: Path, tmp_path: 
     there = calibration_section(made.examined, made.examined)
     assert "Temperature fitted on some.jsonl" in page("", [there] if there else [])
     here = calibration_section(made.examined, None)
-    assert "Temperature fitted on these very data" in page("", [here] if here else [])
+    assert "Temperature fitted on the same data" in page("", [here] if here else [])
 
 
 def test_long_texts_are_cut_where_there_are_many(

@@ -59,7 +59,7 @@ def test_the_colours_are_explained_once() -> None:
     names = [text.get_text() for text in legend.get_texts()]
     colours = [line.get_color() for line in legend.get_lines()]
     assert [*zip(names, colours, strict=True)] == [
-        ("train", COLOURS[0]),
+        ("training", COLOURS[0]),
         ("validation", COLOURS[1]),
     ]
 

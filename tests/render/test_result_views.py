@@ -38,6 +38,14 @@ def test_figures_per_class_where_there_are_classes() -> None:
     assert "precision" not in shown(language_model)
 
 
+def test_f1_of_two_classes_names_its_class() -> None:
+    figures = {"precision": 0.5, "recall": 0.25, "f1": 1 / 3, "support": 8.0}
+    details = {"per_class": {"a": figures, "b": figures}, "positive": "b"}
+    assert "accuracy 0.5000  f1 (b) 0.3333" in shown(
+        Evaluation({"accuracy": 0.5, "f1": 1 / 3}, 8, 0.1, details)
+    )
+
+
 def test_an_answer_without_scores_of_labels_is_shown_by_its_values() -> None:
     text = answer_view({"text": "a late parcel"}, ScorePrediction(2.91327)).plain
     assert text == "a late parcel\n  score  2.9133\n"

@@ -69,6 +69,7 @@ NAMES = {
     "fill": "mask_lm",
     "chat": "instruct",
     "translate": "translate",
+    "summarize": "summarize",
 }
 
 

@@ -9,17 +9,19 @@ from functools import cached_property
 from typing import Any
 
 from pretune.bundle.bundle import Bundle
-from pretune.decoding.sampling import Decoding
+from pretune.decoding.decoding import Decoding
+from pretune.decoding.judgement import Likelihood
 from pretune.decoding.text_stream import TokenBytes
 from pretune.errors import PretuneError
 from pretune.inference.embed import Embedder
 from pretune.inference.fill import MaskFiller
 from pretune.inference.generate import TextGenerator
-from pretune.inference.likelihood import Likelihood, LikelihoodScorer
+from pretune.inference.likelihood import LikelihoodScorer
 from pretune.inference.predict import Predictor, records_of
 from pretune.inference.prompts import template_of
 from pretune.serving.jobs import Embedded, Piece, Served, Token
 from pretune.serving.refusal import Refusal, invalid
+from pretune.tasks.base import WritesAnswers
 
 
 @dataclass
@@ -45,7 +47,7 @@ class Held:
     def served(self) -> Served:
         task, bundle = self.bundle.task, self.bundle
         abilities = set[Any]()
-        embeds = bundle.backbone.has_attention and (task is None or task.name != "translate")
+        embeds = bundle.backbone.has_attention and not isinstance(task, WritesAnswers)
         abilities |= {"embed"} if embeds else set()
         if task is not None:
             abilities |= {"predict"}
@@ -177,6 +179,7 @@ class InProcess:
         samples: int = 1,
         template: bool = False,
         top: int = 0,
+        open_ended: bool = False,
     ) -> AsyncGenerator[Piece, None]:
         held = self._asked("generate", model)
         generator = held.generator
@@ -184,6 +187,9 @@ class InProcess:
             layout = template_of(held.bundle, always=True)
             assert layout is not None
             ids = list(layout.fitted(prompt, 40).ids)
+            if open_ended:
+                room = (held.served.context_length or 64) - len(ids)
+                decoding = replace(decoding, max_new_tokens=min(decoding.max_new_tokens, room))
         else:
             try:
                 ids = generator.prompt(prompt)

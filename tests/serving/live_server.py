@@ -60,7 +60,10 @@ class LiveServer:
 
     def close(self) -> None:
         self._server.should_exit = True
-        self._thread.join(10)
+        self._thread.join(5)
+        # Who still writes, or does not read, is not waited for.
+        self._server.force_exit = True
+        self._thread.join(60)
         assert not self._thread.is_alive()
 
     @property

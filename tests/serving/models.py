@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pretune.bundle.bundle import Bundle, save
+from pretune.serving.jobs import Served
 from pretune.serving.options import ServeOptions
 from tests.tasks.every_task import CASES
 
@@ -25,7 +26,25 @@ def model_of(task: str, tiny_folder: Path, place: Path) -> Path:
 
 def options_for(models: dict[str, Path], **more: Any) -> ServeOptions:
     named = tuple((name, str(folder)) for name, folder in models.items())
-    return ServeOptions(named, device="cpu", precision="float32", **more)
+    return ServeOptions(named, **{"device": "cpu", "precision": "float32", **more})
+
+
+def served_model(**changes: Any) -> Served:
+    fields: dict[str, Any] = {
+        "name": "m",
+        "source": "m",
+        "task": "classify",
+        "version": 1,
+        "model_type": "bert",
+        "labels": None,
+        "inputs": ("text",),
+        "abilities": frozenset({"predict"}),
+        "context_length": 64,
+        "embedding_size": None,
+        "parameters": 1,
+        "loaded": 0.0,
+    }
+    return Served(**{**fields, **changes})
 
 
 def unlabelled(task: str, count: int) -> list[dict[str, Any]]:

@@ -25,7 +25,9 @@ class Process:
         assert self.process.stdout is not None
         self.line = self.process.stdout.readline()
         where = re.search(r"http://127\.0\.0\.1:(\d+)/", self.line)
-        assert where, self.line + (self.process.communicate()[1] if not self.line else "")
+        if where is None:
+            self.process.kill()
+            raise AssertionError(self.line + self.process.communicate()[1])
         self.port = int(where[1])
 
     def request(self, method: str, path: str, body: Any = None, timeout: float = 60) -> Reply:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import re
 import threading
@@ -12,12 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from starlette.exceptions import HTTPException
 from typer.testing import CliRunner
 
 from pretune.cli.app import app as commands
 from pretune.errors import RunError
 from pretune.serving.api_keys import ApiKeys
 from pretune.serving.middleware import Traffic
+from pretune.serving.refusal import Refusal
 from tests.serving.fake_service import FakeService
 from tests.serving.live_server import LiveServer, Reply, some_options, wait_until
 
@@ -37,6 +40,14 @@ def test_predict_gives_what_the_command_prints(server: LiveServer, classifier: P
         commands, ["predict", str(classifier), TEXTS[0], "--json", "--top-k", "1"]
     )
     assert short == [json.loads(asked.stdout)]
+
+
+def test_maps_are_for_a_few_texts(fake: FakeService) -> None:
+    for count, status in ((32, 200), (33, 422)):
+        with closing(LiveServer(fake, some_options())) as live:
+            reply = live.post({"inputs": ["x"] * count, "attention": True}, "/v1/explain")
+        assert reply.status == status
+    assert "32 inputs at a time, not 33" in reply.message
 
 
 def test_what_is_no_number_is_null(server: LiveServer) -> None:
@@ -91,6 +102,8 @@ def test_limits_have_names(server: LiveServer, body: Any, status: int, limit: st
     reply = server.post(body)
     assert reply.status == status
     assert reply.json["error"]["limit"] == limit
+    # Whoever runs the server finds the option by it.
+    assert reply.message.endswith(f" --{limit.replace('_', '-')}.")
 
 
 def test_a_body_without_a_length_is_cut_short(server: LiveServer) -> None:
@@ -146,6 +159,26 @@ def test_our_mistakes_are_ours_and_tell_no_text(
     assert "fake_service.py" in shown
     assert reply.headers["x-request-id"] in shown
     assert "secret" not in shown + reply.body.decode()
+
+
+def refusals() -> int:
+    """How many there are in this process."""
+    return sum(type(own) in (Refusal, HTTPException) for own in gc.get_objects())
+
+
+def test_what_is_refused_is_dropped_at_once(server: LiveServer) -> None:
+    """With all that was asked: a body must not wait for the garbage collector."""
+    gc.collect()
+    gc.disable()
+    before = refusals()
+    try:
+        server.request("GET", "/nothing")
+        server.post({"inputs": [3]})
+        server.post(b"[" * 90_000)  # is parsed in another thread
+        server.post({"model": "who", "inputs": ["x"]})
+        wait_until(lambda: refusals() <= before)
+    finally:
+        gc.enable()
 
 
 class TestWhoIsGone:

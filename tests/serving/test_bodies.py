@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, ClassVar, Literal
 
 import pytest
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from pretune.serving.bodies import Body, checked, served_for, shortened
+from pretune.serving.openai_api import CompletionRequest
+from pretune.serving.openapi import OPERATIONS
 from pretune.serving.refusal import Refusal
 from tests.serving.in_process import InProcess
 
@@ -62,6 +65,34 @@ def refusal(value: Any, **options: Any) -> Refusal:
 def test_a_wrong_value_is_said_in_a_sentence(value: Any, param: str, message: str) -> None:
     said = refusal(value)
     assert (said.status, said.param, said.message) == (422, param, message)
+
+
+def test_of_a_list_only_the_first_wrong_item_is_an_error() -> None:
+    with pytest.raises(ValidationError) as caught:
+        CompletionRequest.model_validate({"prompt": [None] * 1000})
+    assert caught.value.error_count() <= 5
+    with pytest.raises(Refusal, match=r"'logit_bias\.7' has to be a number"):
+        checked(CompletionRequest, {"prompt": "x", "logit_bias": {"7": "x", "8": "x"}})
+
+
+def test_every_list_of_a_body_is_one_of_those() -> None:
+    bodies = [kind.schema for kind in OPERATIONS if isinstance(kind.schema, type)]
+    assert CompletionRequest in bodies
+    for body in bodies:
+        for part in _lists(body.__pydantic_core_schema__):
+            assert part.get("fail_fast") or part["items_schema"]["type"] == "any", (body, part)
+
+
+def _lists(schema: Any) -> Iterator[dict[str, Any]]:
+    """The schemas of lists within a schema of pydantic's core."""
+    if isinstance(schema, dict):
+        if schema.get("type") == "list" and "items_schema" in schema:
+            yield schema
+        for inner in schema.values():
+            yield from _lists(inner)
+    elif isinstance(schema, list | tuple):
+        for inner in schema:
+            yield from _lists(inner)
 
 
 def test_a_field_that_asks_for_nothing_new_is_no_mistake() -> None:

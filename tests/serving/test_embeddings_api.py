@@ -159,6 +159,14 @@ def test_what_is_too_long_is_413_unless_it_may_be_cut(client: TestClient) -> Non
     assert post(client, "/rerank", query="x", texts=[long], truncate=True)
 
 
+def test_a_query_that_is_read_with_each_text_counts_each_time(client: TestClient) -> None:
+    query, texts = "x" * 20_000, ["y"] * 500
+    message = error(client, "/rerank", 413, "Validation", query=query, texts=texts, truncate=True)
+    assert "'query' is read 500 times, which is 10,000,000 characters" in message
+    assert "--max-body" in message
+    assert len(post(client, "/rerank", query=query, texts=texts[:2], truncate=True)) == 2
+
+
 def test_another_kind_of_model_is_424(client: TestClient) -> None:
     error(client, "/models/tags/predict", 424, "Backend", inputs=TEXT)
     error(client, "/models/labels/rerank", 424, "Backend", query=TEXT, texts=[OTHER])

@@ -301,6 +301,15 @@ def test_a_wrong_value_is_422(client: TestClient, name: str, body: dict[str, Any
     assert answer["error_type"] == "validation"
 
 
+@pytest.mark.parametrize("name", ["lm", "fill"])
+def test_a_text_that_is_read_with_each_label_counts_each_time(
+    client: TestClient, name: str
+) -> None:
+    labels = [f"label {number}" for number in range(500)]
+    body = {"inputs": "x" * 20_000, "parameters": {"candidate_labels": labels}}
+    assert "'inputs' is read 500 times" in post(client, name, 413, **body)["error"]
+
+
 def test_the_client_raises_its_own_errors(ask: Any, models: InProcess) -> None:
     with pytest.raises(ValidationError, match="watermark"):
         ask("lm").text_generation("x", watermark=True)

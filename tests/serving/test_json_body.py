@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pretune.serving.json_body import json_bytes, parse_json
+from pretune.serving.json_body import _object, json_bytes, parse_json
 from pretune.serving.refusal import Refusal
 from tests.serving.live_server import some_options
 
@@ -80,6 +80,24 @@ def test_what_stands_in_a_string_does_not_count() -> None:
     text = '[[[[[["' + '[{,\\"\\\\' * 1000 + '"]]]]]]'
     assert parse_json(text.encode(), LIMITS) == json.loads(text)
     assert parse_json(b'{"a": "\\ud83d\\ude00"}', LIMITS) == {"a": "\U0001f600"}
+
+
+def test_a_key_that_is_there_twice_is_seen_in_one_pass() -> None:
+    compared = 0
+
+    class Key(str):
+        __slots__ = ()
+        __hash__ = str.__hash__
+
+        def __eq__(self, other: object) -> bool:
+            nonlocal compared
+            compared += 1
+            return str.__eq__(self, other)
+
+    keys = [Key(number) for number in range(500)]
+    with pytest.raises(Refusal, match='The key "499" occurs twice'):
+        _object([(key, 1) for key in (*keys, Key(499))])
+    assert compared < 2000
 
 
 def test_answers_are_json_whatever_is_in_them() -> None:

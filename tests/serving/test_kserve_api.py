@@ -132,7 +132,7 @@ def test_embeddings(api: Any, bundles: dict[str, Bundle]) -> None:
 
 
 def test_text_generation(api: Any, models: InProcess) -> None:
-    from pretune.decoding.sampling import Decoding
+    from pretune.decoding.decoding import Decoding
 
     generator = models.held("lm").generator
     greedy = Decoding(max_new_tokens=5, temperature=0, top_p=1.0)
@@ -214,6 +214,7 @@ def test_the_client_raises_what_is_wrong(api: Any) -> None:
         (b"\x03\x00\x00\x00abc", True, None),
         (b"\x03\x00\x00\x00abc", 7, "9" * 30),
         (b"\x03\x00\x00\x00abc", 7, "-5"),
+        (b"\x03\x00\x00\x00abc", 7, "0" * 5000),  # more digits than Python reads
         (b"\x03\x00\x00\x00abc", 7, "3"),  # ends inside the JSON
     ],
 )

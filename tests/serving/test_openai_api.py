@@ -15,6 +15,8 @@ from starlette.testclient import TestClient
 
 from pretune.bundle.bundle import Bundle
 from pretune.inference.embed import Embedder
+from pretune.serving.bodies import checked
+from pretune.serving.openai_api import ChatRequest
 from pretune.serving.refusal import Refusal
 from tests.serving.in_process import InProcess
 
@@ -381,6 +383,11 @@ def test_what_changes_nothing_is_passed_over(client: TestClient) -> None:
         assert client.post(path, json={**body, **extra}).status_code == 200
 
 
+def test_a_chat_without_messages_is_told_what_it_has_to_have() -> None:
+    with pytest.raises(Refusal, match="'messages' has to be a list with at least one message"):
+        checked(ChatRequest, {"messages": []})
+
+
 def test_a_model_that_cannot_do_it_says_which_can(client: TestClient) -> None:
     response = client.post("/v1/chat/completions", json={"model": "tags", "messages": HELLO})
     assert response.status_code == 400
@@ -440,3 +447,14 @@ def test_embeddings_are_those_of_embed_as_numbers_and_as_bytes(
     np.testing.assert_allclose(struct.unpack("<32f", raw), right[0], atol=1e-6)
     short = api.embeddings.create(model="bare", input=texts[0], dimensions=8)
     assert len(short.data[0].embedding) == 8
+
+
+@pytest.mark.parametrize(
+    ("asked", "limit"),
+    [({"n": 99}, "max_samples"), ({"n": 16, "prompt": ["x"] * 5}, "max_choices")],
+)
+def test_the_limit_that_a_client_can_keep_is_named(
+    client: TestClient, asked: dict[str, Any], limit: str
+) -> None:
+    error = refused(client, "/v1/completions", {**WORKING["/v1/completions"], **asked})
+    assert f"({limit})" in error["message"]

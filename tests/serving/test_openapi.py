@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
+from pretune.serving.native import ExplainBody, PredictBody
 from pretune.serving.openapi import OPERATIONS, curl, described, page, worked_examples
 from pretune.serving.options import ServeOptions
 from tests.serving.in_process import InProcess
@@ -45,6 +46,13 @@ def test_the_description_has_an_example_for_each_task(
     schemas = about["components"]["schemas"]
     for name in re.findall(r'"#/components/schemas/(\w+)"', json.dumps(about)):
         assert name in schemas
+
+
+def test_the_description_has_the_keys_that_are_read(client: TestClient) -> None:
+    paths = client.get("/openapi.json").json()["paths"]
+    for path, body in (("/v1/predict", PredictBody), ("/v1/explain", ExplainBody)):
+        content = paths[path]["post"]["requestBody"]["content"]["application/json"]
+        assert content["schema"]["properties"].keys() == body.model_fields.keys()
 
 
 def test_each_path_of_the_description_is_there(client: TestClient) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import csv
 import io
 import re
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -19,7 +19,7 @@ import pytest
 from typing_extensions import override
 
 from pretune.bundle.bundle import Bundle
-from pretune.decoding.sampling import Decoding
+from pretune.decoding.decoding import Decoding
 from pretune.serving.jobs import Piece, Served
 from pretune.serving.options import ServeOptions
 from tests.render.test_report_in_browser import CHROMIUM, FLAGS
@@ -29,6 +29,8 @@ from tests.tasks.every_task import NASTY
 
 PAGE = files("pretune.serving.page")
 SCRIPTS = {file.name: file.read_text() for file in PAGE.iterdir() if file.name.endswith(".js")}
+#: Models that write their answers: the column that they read, what they tell, and their beams.
+WRITERS = [("translate", "source", "translation", 4), ("summarize", "document", "summary", 2)]
 CARD = f"""---
 license: mit
 ---
@@ -65,15 +67,35 @@ class PageService(InProcess):
     def model(self, name: str | None) -> Served:
         served = super().model(name or "bare")
         more = {"explain"} if served.task == "classify" else set()
-        return replace(served, abilities=served.abilities | more, card=CARD)
+        beams = {"translate": 4, "summarize": 2}.get(served.task or "", 1)
+        abilities = served.abilities | more
+        return replace(served, abilities=abilities, card=CARD, max_candidates=beams)
 
     @override
     async def explain(
         self, model: str | None, inputs: list[Any], *, attention: bool = False
     ) -> list[dict[str, Any]]:
         maps = [[[0.25, 0.75], [0.5, 0.5]], [[1.0, 0.0], [0.0, 1.0]]]
-        shown = {"tokens": ["<i>x", "##y"], "attributions": [0.5, -0.25]}
-        return [{"answer": {}, **shown, "attention": maps if attention else None}]
+        shown = {"tokens": ["<i>x", "##y"], "texts": [" <i>x", "y"], "attributions": [0.5, -0.25]}
+        sums = {"value": -0.5, "baseline": -0.75}
+        return [{"answer": {}, **shown, **sums, "attention": maps if attention else None}]
+
+    @override
+    async def predict(
+        self,
+        model: str | None,
+        inputs: list[Any],
+        *,
+        top_k: int | None = None,
+        options: Mapping[str, Any] | None = None,
+    ) -> list[dict[str, Any]]:
+        answers = await super().predict(model, inputs, top_k=top_k, options=options)
+        if (count := (options or {}).get("candidates")) is not None:
+            for answer in answers:
+                others = [(f"{NASTY} {n}", -float(n)) for n in range(1, count)]
+                text = answer.get("translation", answer.get("summary"))
+                answer["candidates"] = [(text, answer["score"]), *others]
+        return answers
 
     @override
     async def generate(
@@ -85,11 +107,13 @@ class PageService(InProcess):
         samples: int = 1,
         template: bool = False,
         top: int = 0,
+        open_ended: bool = False,
     ) -> AsyncGenerator[Piece, None]:
         self.prompts.append((prompt, decoding))
         told = prompt if isinstance(prompt, str) else prompt[-1]["content"]
         if told != "for ever":
-            whole = super().generate(model, prompt, decoding, samples=samples, template=template)
+            more: dict[str, Any] = {"template": template, "open_ended": open_ended}
+            whole = super().generate(model, prompt, decoding, samples=samples, **more)
             async for piece in whole:
                 yield piece
             return
@@ -137,9 +161,22 @@ class Visit:
     errors: list[str] = field(default_factory=list)
 
     def go(self, place: str) -> None:
-        """Open a view: `model/view`."""
+        """Open a view: `model/view`; that of before may still be there for a moment."""
         self.page.goto(f"{self.site}/#{place}")
-        self.page.wait_for_selector("[role=tab][aria-selected=true]")
+        model, view = place.split("/")
+        tab = f"[role=tab][data-view={view}][aria-selected=true]"
+        self.page.wait_for_selector(f"main:has(h1:text-is('{model}')) {tab}")
+
+    def turn(self, place: str) -> None:
+        """Open a view of the page that is there, or the model's first where it has no such view."""
+        self.page.evaluate(
+            """place => new Promise(done => {
+              if (location.hash === `#${place}`) return done();
+              addEventListener("hashchange", () => done(), { once: true });
+              location.hash = place;
+            })""",
+            place,
+        )
 
     def shown(self, selector: str) -> Any:
         return self.page.locator(selector).locator("visible=true")
@@ -303,11 +340,28 @@ def test_gaps_are_filled_with_the_alternative_that_is_chosen(
     assert pressed == [first, last]
 
 
-def test_translations_have_alternatives(visits: Any, service: PageService) -> None:
+@pytest.mark.parametrize(("model", "column", "key", "beams"), WRITERS)
+def test_what_is_written_has_as_many_alternatives_as_there_are_beams(
+    visits: Any, service: PageService, model: str, column: str, key: str, beams: int
+) -> None:
     visit = visits()
-    visit.ask("translate", source="the good film")
-    answer = predicted(service, "translate", "the good film")
-    assert visit.texts(".prose") == [answer["translation"]]
+    visit.ask(model, **{column: "the good film"})
+    answer = predicted(service, model, "the good film")
+    assert visit.texts(".prose") == [answer[key]]
+    assert visit.texts(".alternatives li") == []
+    select = visit.page.get_by_label("Alternatives")
+    assert select.locator("option").last.text_content() == str(beams)
+    select.select_option(str(beams))
+    visit.press("Answer")
+    visit.shown(".alternatives").wait_for()
+    assert visit.texts(".prose") == [answer[key]]
+    assert visit.texts(".alternatives li") == [f"{NASTY} {n} -{n}" for n in range(1, beams)]
+
+
+def test_where_no_search_is_made_no_alternatives_are_offered(visits: Any) -> None:
+    visit = visits()
+    visit.go("labels/ask")
+    assert visit.page.get_by_label("Alternatives").count() == 0
 
 
 def test_an_answer_is_explained(visits: Any) -> None:
@@ -318,7 +372,8 @@ def test_an_answer_is_explained(visits: Any) -> None:
     assert visit.texts(".words .word") == ["<i>x", "y"]
     assert visit.texts(".words .against.joined") == ["y"]
     visit.shown("summary").get_by_text("As a table").click()
-    assert visit.texts("tbody tr") == ["<i>x0.5", "##y-0.25"]
+    assert visit.texts("tbody tr") == ["<i>x0.5", "y-0.25"]
+    assert "Together: 0.25." in visit.texts("details > p.faint")[0]
     visit.shown("summary").get_by_text("Attention").click()
     assert visit.shown(".heat td[title]").first.get_attribute("title") == "<i>x → <i>x: 0.625"
     visit.shown("details select").select_option("0")
@@ -371,6 +426,7 @@ def test_a_stream_is_stopped(visits: Any, service: PageService, how: str) -> Non
     if how == "hidden":
         # In another view Escape is not meant for it.
         visit.page.get_by_role("tab", name="Model card").click()
+        visit.shown(".card").wait_for()
         visit.page.keyboard.press("Escape")
         visit.page.get_by_role("tab", name="Complete").click()
         visit.page.get_by_role("button", name="Stop").wait_for()
@@ -415,6 +471,28 @@ def test_a_conversation_is_remembered_until_a_new_one(visits: Any, service: Page
     box.fill("bad?")
     box.press("Enter")
     wait_until(lambda: service.prompts[-1][0] == [system, {"role": "user", "content": "bad?"}])
+
+
+def test_a_new_conversation_ends_the_reply_that_is_being_written(
+    visits: Any, service: PageService
+) -> None:
+    visit, before = visits(), service.closed
+    visit.go("chat/chat")
+    box = visit.shown("[name=message]")
+    box.fill("for ever")
+    box.press("Enter")
+    visit.until("document.querySelector('[aria-busy]')?.textContent.length > 200")
+    visit.press("New chat")
+    wait_until(lambda: service.closed == before + 1)
+    visit.page.get_by_role("button", name="Send").wait_for()
+    assert visit.shown(".turn").count() == 0
+    # Nothing is left of it: neither in what is asked next nor in what is shown.
+    box.fill("good?")
+    box.press("Enter")
+    visit.until("document.querySelector('[role=tabpanel] .status').textContent.includes(' in ')")
+    assert service.prompts[-1][0] == [{"role": "user", "content": "good?"}]
+    assert visit.texts(".turn.user .prose") == ["good?"]
+    assert visit.shown(".turn").count() == 2
 
 
 def test_texts_are_ranked_by_cosine(visits: Any, service: PageService) -> None:
@@ -500,6 +578,37 @@ def test_files_are_read_as_they_are_written(
     assert head[:3] == ["第二", "第一", "label"]
     right = [predicted(service, "alike", pair) for pair in (["坏电影", "好电影"], ["不看", "看"])]
     assert [answer[2] for answer in answers] == [own["label"] for own in right]
+
+
+@pytest.mark.slow
+def test_a_file_of_a_thousand_rows(visits: Any, service: PageService) -> None:
+    table = io.StringIO(newline="")
+    texts = [f'un "film" {i},\n好' if i % 3 else f"bad {i}" for i in range(1000)]
+    csv.writer(table, quoting=csv.QUOTE_ALL).writerows([["id", "text"], *enumerate(texts)])
+    visit = visits()
+    visit.go("labels/batch")
+    file = {"name": "a.csv", "mimeType": "text/csv"}
+    content = table.getvalue().encode("utf-8-sig")
+    visit.page.set_input_files("input[type=file]", {**file, "buffer": content})
+    visit.until("document.querySelector('.drop bdi').textContent === 'a.csv'")
+    assert visit.texts("[role=tabpanel] form > p.faint") == ["1,000 rows to answer."]
+    visit.press("Answer all")
+    visit.shown(".rows").wait_for()
+    assert visit.status() == "Done: 1,000 rows, 0 with an error."
+    head, *answers = downloaded(visit)
+    assert head[:3] == ["id", "text", "label"]
+    assert [row[:2] for row in answers] == [[str(i), text] for i, text in enumerate(texts)]
+    right = done(service.predict("labels", texts))
+    assert [row[2] for row in answers] == [own["label"] for own in right]
+    # A column of other texts is the person's choice, and a table without the right names is told.
+    other = b"id,body\n1,good\n2,bad\n"
+    visit.page.set_input_files("input[type=file]", {**file, "buffer": other})
+    visit.page.get_by_label("Column of “Text”").wait_for()
+    assert visit.texts("[role=tabpanel] form > p.faint") == [
+        "3 rows to answer.",
+        "No column is called “text”: check which is which, and whether the first row is the "
+        "heading.",
+    ]
 
 
 def test_each_line_is_a_text_also_with_commas(visits: Any) -> None:
@@ -615,7 +724,7 @@ def test_every_control_has_a_name(visits: Any, service: PageService, language: s
     visit.go("labels/ask")
     for served in service.models():
         for view in ("chat", "complete", "ask", "nearest", "batch", "card"):
-            visit.page.evaluate("place => { location.hash = place; }", f"{served.name}/{view}")
+            visit.turn(f"{served.name}/{view}")
             nameless = visit.page.evaluate(
                 """() => [...document.querySelectorAll("input, select, textarea, button")]
                 .filter(node => !(node.labels?.length && node.labels[0].textContent.trim()
@@ -642,6 +751,7 @@ def test_views_are_chosen_with_the_keyboard(visits: Any) -> None:
     visit.shown(".card").wait_for()
     assert visit.page.url.endswith("#labels/card")
     visit.page.keyboard.press("Home")
+    visit.shown("[name=text]").wait_for()
     # The one tab that is chosen is a stop; then comes what is in it.
     visit.page.keyboard.press("Tab")
     assert visit.page.evaluate("document.activeElement.name") == "text"
@@ -657,7 +767,7 @@ def test_it_fits_a_phone(visits: Any, service: PageService, language: str, schem
     visit.ask("labels", button=button, text=NASTY * 3)
     widths = [visit.page.evaluate("document.documentElement.scrollWidth")]
     for place in ("several/batch", "chat/chat", "bare/nearest", "labels/card", "lm/complete"):
-        visit.page.evaluate("place => { location.hash = place; }", place)
+        visit.turn(place)
         widths.append(visit.page.evaluate("document.documentElement.scrollWidth"))
     assert max(widths) <= 360
     back = visit.page.evaluate("getComputedStyle(document.documentElement).backgroundColor")

@@ -13,9 +13,9 @@ from typer.testing import CliRunner
 from pretune.cli.app import app as commands
 from pretune.errors import RunError
 from pretune.serving.examples import example_for
-from pretune.serving.jobs import Served
 from pretune.serving.server import check_address, ready_line
 from tests.serving.live_server import some_options
+from tests.serving.models import served_model
 
 TEXTS = ["the good film", "bad 好 film?", "x", ""]
 #: All addresses of the machine.
@@ -90,32 +90,14 @@ class TestRefusals:
         assert "pip install 'pretune[serve]'" in told
 
 
-def served(**changes: Any) -> Served:
-    fields: dict[str, Any] = {
-        "name": "m",
-        "source": "m",
-        "task": "classify",
-        "version": 1,
-        "model_type": "bert",
-        "labels": None,
-        "inputs": ("text",),
-        "abilities": frozenset({"predict"}),
-        "context_length": 64,
-        "embedding_size": None,
-        "parameters": 1,
-        "loaded": 0.0,
-    }
-    return Served(**{**fields, **changes})
-
-
 def test_the_line_is_about_what_is_served(tmp_path: Path) -> None:
     options = some_options(host=ANY, api_key_file=tmp_path / "the keys")
-    line = ready_line(options, 81, [served(), served(name="n")])
+    line = ready_line(options, 81, [served_model(), served_model(name="n")])
     assert line.startswith("serving 2 models: http://127.0.0.1:81/ (API: http://127.0.0.1:81/docs)")
     assert line.endswith(
         f""" -H "Authorization: Bearer $(grep -m1 '^ *[^# ]' '{tmp_path}/the keys')\""""
     )
-    assert "http://[::1]:81/" in ready_line(some_options(host="::1"), 81, [served()])
+    assert "http://[::1]:81/" in ready_line(some_options(host="::1"), 81, [served_model()])
 
 
 @pytest.mark.parametrize(
@@ -131,5 +113,5 @@ def test_the_line_is_about_what_is_served(tmp_path: Path) -> None:
 def test_an_example_is_of_what_the_model_does_best(
     task: str | None, abilities: set[Any], inputs: tuple[str, ...], path: str
 ) -> None:
-    example = example_for(served(task=task, abilities=frozenset(abilities), inputs=inputs))
+    example = example_for(served_model(task=task, abilities=frozenset(abilities), inputs=inputs))
     assert example[0] == path

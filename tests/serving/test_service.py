@@ -1,4 +1,4 @@
-"""The service with real worker processes."""
+"""The service and its workers: threads where that is all the same, processes where they die."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -18,16 +19,17 @@ import pytest
 
 import pretune
 from pretune.bundle.bundle import load, save
-from pretune.decoding.sampling import Decoding
+from pretune.decoding.decoding import Decoding
 from pretune.errors import CheckpointError
 from pretune.inference.embed import Embedder
 from pretune.serving import pool as pool_module
 from pretune.serving import service as service_module
-from pretune.serving.jobs import Counts, Piece
+from pretune.serving.jobs import Counts, Piece, Served
 from pretune.serving.observer import SilentObserver
 from pretune.serving.refusal import Refusal
 from pretune.serving.service import Service
 from tests.serving.models import model_of, options_for, same, saved
+from tests.serving.thread_worker import thread_workers
 
 T = TypeVar("T")
 Run = Callable[[Coroutine[Any, Any, Any]], Any]
@@ -50,8 +52,8 @@ class Told(SilentObserver):
     ) -> None:
         self.requests.append((model, kind, status, counts))
 
-    def version(self, model: str, version: int) -> None:
-        self.versions.append((model, version))
+    def version(self, served: Served) -> None:
+        self.versions.append((served.name, served.version))
 
     def queue(self, length: int) -> None:
         self.lengths.append(length)
@@ -91,6 +93,16 @@ def folders(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict
 def service(run: Run, folders: dict[str, Path], told: Told) -> Iterator[Service]:
     options = options_for(folders, max_new_tokens=100_000, max_inputs=50, max_chars=1000)
     served = Service(options, told)
+    with thread_workers():
+        run(served.start())
+    yield served
+    run(served.close(0))
+
+
+@pytest.fixture
+def processes(run: Run, folders: dict[str, Path], told: Told) -> Iterator[Service]:
+    """A service whose worker is a process of its own."""
+    served = Service(options_for(folders, max_new_tokens=100_000), told)
     run(served.start())
     yield served
     run(served.close(0))
@@ -99,13 +111,13 @@ def service(run: Run, folders: dict[str, Path], told: Told) -> Iterator[Service]
 @pytest.fixture
 def limited(service: Service, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Changes limits of the front for one test."""
+    return lambda **limits: set_limits(service, monkeypatch, **limits)
 
-    def change(**limits: Any) -> None:
-        options = replace(service.options, **limits)
-        monkeypatch.setattr(service, "options", options)
-        monkeypatch.setattr(service._pool, "_options", options)
 
-    return change
+def set_limits(service: Service, monkeypatch: pytest.MonkeyPatch, **limits: Any) -> None:
+    options = replace(service.options, **limits)
+    monkeypatch.setattr(service, "options", options)
+    monkeypatch.setattr(service._pool, "_options", options)
 
 
 async def pieces_of(stream: Any, count: int | None = None) -> list[Piece]:
@@ -345,6 +357,10 @@ class TestSwap:
         run(swap())
         assert service.model("mood").version == 2
         assert told.versions[-1] == ("mood", 2)
+        # What took over is told, as `sha256sum` names it.
+        digest = sha256((folder / "model.safetensors").read_bytes()).hexdigest()[:12]
+        assert f"'mood': version 2 (weights {digest}) has taken over" in caplog.text
+        assert service.model("mood").digest == digest
         (after,) = run(service.predict("mood", [text]))
         (expected,) = pretune.predict(str(folder), [text], device="cpu", precision="float32")
         assert after["scores"] == pytest.approx(expected.to_dict()["scores"], abs=1e-5)
@@ -353,9 +369,17 @@ class TestSwap:
 
 
 def test_a_worker_that_dies_is_replaced_and_what_it_held_is_refused(
-    run: Run, service: Service, told: Told, caplog: Any, capfd: Any
+    run: Run, processes: Service, folders: dict[str, Path], told: Told, caplog: Any, capfd: Any
 ) -> None:
+    service = processes
     (pid,) = service.pids
+    before = run(service.predict("mood", TEXTS))
+    # By then its folder has something else, which no worker can read: the old one comes back.
+    file, half = folders["mood"] / "model.safetensors", folders["mood"] / "half"
+    weights = file.read_bytes()
+    half.write_bytes(b"nothing")
+    os.replace(half, file)
+    assert not run(service.swap("mood"))
 
     async def ask() -> Refusal:
         written = stream(service)
@@ -375,11 +399,12 @@ def test_a_worker_that_dies_is_replaced_and_what_it_held_is_refused(
     assert (refused.status, refused.kind) == (503, "worker_died")
     assert refused.retry_after is not None
     assert service.pids != [pid]
-    assert len(run(service.predict("mood", TEXTS))) == len(TEXTS)
+    assert same(run(service.predict("mood", TEXTS)), before)
     assert told.died == 1
     assert "worker 0 died (signal 9): 1 requests got 503" in caplog.text
     # Nothing of what anybody asked stands in a log.
     assert "the good" not in caplog.text + "".join(capfd.readouterr())
+    file.write_bytes(weights)
 
 
 def test_a_model_that_cannot_be_loaded_is_told_at_the_start(
@@ -388,7 +413,7 @@ def test_a_model_that_cannot_be_loaded_is_told_at_the_start(
     folder = tmp_path / "broken"
     shutil.copytree(tiny_folder, folder)
     (folder / "model.safetensors").write_bytes(b"nothing")
-    with pytest.raises(CheckpointError, match="broken"):
+    with thread_workers(), pytest.raises(CheckpointError, match="broken"):
         run(Service(options_for({"one": folder})).start())
 
 
@@ -403,11 +428,11 @@ def test_a_changed_folder_is_seen_and_what_runs_is_finished_at_the_end(
         parameter.data.neg_()
     saved(bundle, second)
     (tmp_path / "best").symlink_to(first)
-    told = Told()
-    service = Service(options_for({"writer": tmp_path}, watch=True, workers=2), told)
+    service = Service(options_for({"writer": tmp_path}, watch=True, workers=2))
 
     async def life() -> None:
-        await service.start()
+        with thread_workers():
+            await service.start()
         assert len(service.pids) == 2
         old = await service.predict("writer", ["good"])
         (tmp_path / "new").symlink_to(second)
@@ -432,11 +457,13 @@ def test_a_changed_folder_is_seen_and_what_runs_is_finished_at_the_end(
     run(life())
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_stuck_is_replaced(
-    run: Run, service: Service, limited: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+    run: Run, processes: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    service = processes
     monkeypatch.setattr(pool_module, "STUCK", 0.2)
-    limited(timeout=0.3)
+    set_limits(service, monkeypatch, timeout=0.3)
     (pid,) = service.pids
 
     async def ask() -> None:
@@ -446,5 +473,5 @@ def test_a_worker_that_is_stuck_is_replaced(
         await until(lambda: service.pids not in ([], [pid]))
 
     run(ask())
-    limited(timeout=60.0)
+    set_limits(service, monkeypatch, timeout=60.0)
     assert len(run(service.predict("mood", ["good"]))) == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,12 +13,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from pretune.bundle.bundle import load
-from pretune.decoding.sampling import Decoding
+from pretune.decoding.decoding import Decoding
 from pretune.inference.embed import Embedder
 from pretune.inference.generate import TextGenerator
 from pretune.inference.predict import Predictor, records_of, shown_inputs
+from pretune.serving import worker
 from pretune.serving.held_model import HeldModel
 from pretune.serving.jobs import Ask, BatchRun, Done, Failed, Generate, Part, Piece
 from pretune.serving.worker import BatchEngine, Link
@@ -332,7 +335,7 @@ class TestExplain:
     @pytest.mark.parametrize(
         "task", ["classify", "multilabel", "regress", "choose", "tag", "answer", "mask_lm"]
     )
-    def test_attributions_are_the_derivative_by_the_embedding(
+    def test_attributions_add_up_to_how_sure_the_text_makes_the_model(
         self, task: str, engine: Callable[..., Turns], folder: Callable[[str], Path]
     ) -> None:
         turns, rows = engine(task), unlabelled(task, 2)
@@ -340,32 +343,43 @@ class TestExplain:
         turns.turns(number)
         (explained,) = turns.answer(number)
         assert same(explained["answer"], alone(folder(task), rows[:1])[0])
-        # Scaling the embeddings of all tokens by 1 + h changes the certainty by h times the sum
-        # of the attributions.
+        # The certainty of the text less that of the same with a mask for each token.
         bundle = load(folder(task))
         predictor = Predictor(bundle, device="cpu", precision="float32")
         part = predictor.tokenize(records_of(predictor.task, rows[:1]))
         assert part.features is not None
         batches = [part.features.batch(np.array([i])) for i in range(len(part.features))]
+        asked, tokenizer = predictor.task, bundle.tokenizer
+        special = {tokenizer.special_id(name) for name in tokenizer.special.keys() - {"unk_token"}}
+        mask = tokenizer.special_id("mask_token")
 
-        def certainty(scale: float) -> list[float]:
-            hook = bundle.backbone.embeddings.tokens.register_forward_hook(
-                lambda module, inputs, output: output * scale
-            )
-            try:
-                with torch.no_grad():
-                    task_ = predictor.task
-                    outputs = [task_.forward(bundle.model, batch) for batch in batches]
-                    pairs = zip(outputs, batches, strict=True)
-                    return [float(task_.certainty(*pair)) for pair in pairs]  # type: ignore[attr-defined]
-            finally:
-                hook.remove()
+        def masked(module: nn.Module, inputs: tuple[torch.Tensor], output: Any) -> Any:
+            masks = [token if token in special else mask for token in inputs[0].tolist()]
+            return module.forward(torch.tensor(masks))
 
-        low, middle, high = certainty(0.999), certainty(1.0), certainty(1.001)
-        best = int(np.argmax(middle))
-        slope = (high[best] - low[best]) / 0.002
-        assert sum(explained["attributions"]) == pytest.approx(slope, rel=2e-2, abs=2e-3)
-        assert len(explained["tokens"]) == len(explained["attributions"])
+        with torch.no_grad():
+            outputs = [asked.forward(bundle.model, batch) for batch in batches]
+            trios = zip(outputs, batches, outputs, strict=True)
+            sure = [float(asked.certainty(*trio)) for trio in trios]  # type: ignore[attr-defined]
+            best = int(np.argmax(sure))
+            bundle.backbone.embeddings.tokens.register_forward_hook(masked)
+            without = asked.forward(bundle.model, batches[best])
+            unsure = float(asked.certainty(without, batches[best], outputs[best]))  # type: ignore[attr-defined]
+        assert explained["value"] == pytest.approx(sure[best], abs=1e-4)
+        assert explained["baseline"] == pytest.approx(unsure, abs=1e-4)
+        assert sum(explained["attributions"]) == pytest.approx(
+            sure[best] - unsure, rel=1e-2, abs=1e-3
+        )
+        lengths = {len(explained[name]) for name in ("tokens", "texts", "attributions")}
+        assert lengths == {batches[best].num_tokens}
+
+    def test_a_passage_without_a_token_is_explained(self, engine: Callable[..., Turns]) -> None:
+        turns = engine("answer_none")
+        number = turns.ask("explain", [{"question": "who?", "context": ""}])
+        turns.turns(number)
+        (explained,) = turns.answer(number)
+        assert explained["answer"]["answer"] == ""
+        assert len(explained["texts"]) == len(explained["attributions"]) > 0
 
     def test_attention_is_told_on_request(self, engine: Callable[..., Turns]) -> None:
         turns = engine("classify")
@@ -485,6 +499,54 @@ class TestGenerate:
         turns.turns(*asked)
         assert (turns.answer(asked[0]).status, turns.answer(asked[0]).kind) == (413, "too_long")
         assert turns.answer(asked[1]).status == 422
+
+
+def test_a_batch_waits_for_what_is_being_tokenized(
+    engine: Callable[..., Turns], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "GATHER", 20.0)
+    turns = engine("classify")
+    first = turns.ask("predict", ["good"])
+    # The other one is here as well, and ready a moment later.
+    later = Ask(first + 1, "classify", "predict", ["bad"], {}, time.monotonic() + 60)
+    turns.engine.hold(later.id)
+    thread = threading.Timer(0.05, turns.engine.accept, (later, time.monotonic()))
+    thread.start()
+    turns.turns(first, later.id)
+    assert [run.requests for run in turns.runs()] == [2]
+
+
+def test_a_reply_without_a_limit_may_fill_what_a_long_message_leaves(
+    engine: Callable[..., Turns],
+) -> None:
+    """The window has 48 tokens: half of it would be kept for a reply of a limited length."""
+    turns = engine("instruct")
+    decoding = Decoding(max_new_tokens=4096, temperature=0, stop_tokens=())
+    messages = [{"role": "user", "content": "good " * 17}]
+    limited = turns.ask("generate", Generate(messages, decoding))
+    open_ended = turns.ask("generate", Generate(messages, decoding, open_ended=True))
+    turns.turns(limited, open_ended)
+    assert turns.answer(limited).kind == "too_long"
+    last = turns.pieces(open_ended)[-1]
+    written = sum(len(piece.tokens) for piece in turns.pieces(open_ended))
+    assert (last.finish, last.prompt_tokens + written) == ("length", 48)
+    assert last.prompt_tokens > 24
+
+
+def test_models_of_8_bits_answer_as_the_library_does(
+    engine: Callable[..., Turns], folder: Callable[[str], Path]
+) -> None:
+    rows = unlabelled("classify", 5)
+    for precision in ("int8", "bf16"):
+        turns = engine("classify", precision=precision)
+        asked = [turns.ask("predict", [row]) for row in rows]
+        turns.turns(*asked)
+        predictor = Predictor(load(folder("classify")), device="cpu", precision=precision)
+        for row, number in zip(rows, asked, strict=True):
+            (answer,) = turns.answer(number)
+            (expected,) = predictor.predict(predictor.records([row]))
+            # Rounded to 8 bits, a text is not quite the same beside others as alone.
+            assert answer["scores"] == pytest.approx(expected.to_dict()["scores"], abs=0.05)
 
 
 def test_requests_whose_time_is_over_are_dropped(engine: Callable[..., Turns]) -> None:

@@ -26,6 +26,8 @@ from pretune.tasks.masked_lm.mask_lm import MaskLm, MaskLmOptions
 from pretune.tasks.multiple_choice.choose import Choose, ChooseOptions
 from pretune.tasks.question_answering.answer import Answerer, AnswerOptions
 from pretune.tasks.regression.regress import Regress, RegressOptions
+from pretune.tasks.replaced_token.detect import DetectReplaced, ReplacedTokenOptions
+from pretune.tasks.summarization.summarize import Summarize, SummarizeOptions
 from pretune.tasks.tagging.tag import Tagger, TagOptions
 from pretune.tasks.translation.translate import Translate, TranslateOptions
 from pretune.tokenizers.train import train_tokenizer
@@ -199,6 +201,9 @@ CASES = {
         lambda: MaskLm(MaskLmOptions(max_length=32, next="nsp", evaluate="masked")),
         lambda count: [{"text": f"{_text(i)} good. The bad. Un. film x."} for i in range(count)],
     ),
+    "replaced_token": Case(
+        lambda: DetectReplaced(ReplacedTokenOptions(max_length=16)), _texts("n", lambda i: i)
+    ),
     "causal_lm": Case(
         lambda: CausalLm(CausalLmOptions(max_length=16)), _texts("n", lambda i: i), "gpt2"
     ),
@@ -235,6 +240,11 @@ CASES = {
     "translate": Case(
         lambda: Translate(TranslateOptions(max_length=64, label_smoothing=0.0, beams=1)),
         lambda count: [{"source": _text(i), "target": f"un {_text(i)}"} for i in range(count)],
+        "transformer",
+    ),
+    "summarize": Case(
+        lambda: Summarize(SummarizeOptions(max_length=64, label_smoothing=0.0, beams=1)),
+        lambda count: [{"document": _text(i), "summary": _text(i)[:6]} for i in range(count)],
         "transformer",
     ),
 }

@@ -49,9 +49,11 @@ def test_examples_add_up_to_the_evaluation(name: str, tiny_folder: Path, tmp_pat
         "chat",
         "instruct",
         "translate",
+        "summarize",
         "ppo",
         "grpo",
         "rloo",
+        "replaced_token",
     ):  # what is written is measured as a whole
         kept = {k: v for k, v in kept.items() if k in sums}
         assert "loss" in kept

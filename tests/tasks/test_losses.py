@@ -15,7 +15,8 @@ from pretune.models.heads.vocabulary import score_tokens
 from pretune.tasks.base import TaskOptions
 from pretune.tasks.classification.classify import Classify, ClassifyOptions
 from pretune.tasks.losses import IGNORED, cross_entropy
-from pretune.tasks.masked_lm.mask_lm import MASKED, UNKNOWN, MaskLm, MaskLmOptions
+from pretune.tasks.masked_lm.mask_lm import UNKNOWN, MaskLm, MaskLmOptions
+from pretune.tasks.masked_lm.masked_sequences import MASKED
 from pretune.training.validation import evaluate_features
 
 

@@ -25,6 +25,7 @@ from pretune.text.terminal import (
     in_line,
     json_text,
     lasting_streams,
+    names_in_line,
 )
 
 #: Steers a terminal: escape, bell, backspace, a C1 control, marks of direction, half a pair.
@@ -62,6 +63,12 @@ def test_a_name_is_on_one_line_and_shows_what_it_holds() -> None:
     # Two labels that look the same.
     assert in_line("spam\u200f \u200e\u061c") == r"spam\u200f \u200e\u061c"
     assert in_line("电影 👩‍💻 C:\\x") == "电影 👩‍💻 C:\\x"
+
+
+def test_of_names_some_are_shown_and_of_each_not_all() -> None:
+    assert names_in_line(["text", 3, "a\n\x1b[2J\u202e"]) == r"'text', '3', 'a\n\x1b[2J\u202e'"
+    assert names_in_line(["secret " * 999]) == f"'{('secret ' * 9)[:59]}…'"
+    assert names_in_line(map(str, range(1000)), most=2) == "'0', '1', … (1,000)"
 
 
 def test_no_name_begins_a_line_of_its_own() -> None:

@@ -179,7 +179,7 @@ def test_bare_merges_give_the_ids_of_transformers(tmp_path: Path, name: str) -> 
         ("vocab.txt", "BertJapaneseTokenizer"),
         ("vocab.txt", "MPNetTokenizerFast"),
         ("vocab.txt", "GPT2Tokenizer"),
-        ("vocab.json", "RobertaTokenizer"),
+        ("vocab.json", "BlenderbotTokenizer"),
     ],
 )
 @pytest.mark.parametrize("place", ["tokenizer_config.json", "config.json"])
@@ -235,18 +235,17 @@ def test_a_file_that_agrees_with_its_class_is_read(
     saved.mkdir()
     ours.save(saved)
     check_same(load_tokenizer(saved), saved)
-    # As an older version of transformers wrote it, or another program.
+    # As an older version of transformers wrote it, or another program: the settings count.
     path = tmp_path / "theirs" / "tokenizer_config.json"
     entries = json.loads(path.read_text())
     entries["add_prefix_space"] = not entries.get("add_prefix_space")
     path.write_text(json.dumps(entries))
-    with pytest.raises(CheckpointError, match="by other rules than those in this file"):
-        load_tokenizer(tmp_path / "theirs")
+    check_same(load_tokenizer(tmp_path / "theirs"), tmp_path / "theirs")
 
 
 @pytest.mark.parametrize("kind", ["RobertaTokenizer", "GPTNeoXTokenizer", "XLMRobertaTokenizer"])
 @pytest.mark.parametrize("change", ["normalizer", "post_processor", "model"])
-def test_a_file_that_its_class_would_not_build_is_refused_by_name(
+def test_a_file_that_its_class_would_not_build_is_built_anew(
     tmp_path: Path, kind: str, change: str
 ) -> None:
     made(kind).save_pretrained(tmp_path)
@@ -261,8 +260,7 @@ def test_a_file_that_its_class_would_not_build_is_refused_by_name(
         framed = processors.TemplateProcessing(single="$A go", special_tokens=[("go", 5)])
         parts["post_processor"] = json.loads(framed.__getstate__())
     path.write_text(json.dumps(parts))
-    with pytest.raises(CheckpointError, match=rf"tokenizer\.json: transformers builds a {kind}"):
-        load_tokenizer(tmp_path)
+    check_same(load_tokenizer(tmp_path), tmp_path)
     config = tmp_path / "tokenizer_config.json"
     plain = {"tokenizer_class": "PreTrainedTokenizerFast"}
     config.write_text(json.dumps({**json.loads(config.read_text()), **plain}))
@@ -270,8 +268,12 @@ def test_a_file_that_its_class_would_not_build_is_refused_by_name(
 
 
 NAMES = sorted({n for n in dir(transformers) if n.endswith("Tokenizer")} | {"Phi3Tokenizer"})
-#: Not the helpers of some, nor those whose libraries are missing.
-EVERY = [name for name in NAMES if PreTrainedTokenizerBase in getattr(transformers, name).__mro__]
+#: Not the helpers of some, nor those whose libraries are missing, nor one that reads other files.
+EVERY = [
+    name
+    for name in NAMES
+    if PreTrainedTokenizerBase in getattr(transformers, name).__mro__ and name != "MarianTokenizer"
+]
 
 
 @pytest.mark.parametrize("settings", [{}, {"do_lower_case": False}, {"add_prefix_space": True}])

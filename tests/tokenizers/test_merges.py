@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from transformers import GPT2TokenizerFast
+from transformers import AutoTokenizer, GPT2TokenizerFast, RobertaTokenizer
 
 from pretune.checkpoints.source import find_tokenizer
 from pretune.errors import CheckpointError
@@ -25,8 +25,8 @@ CHANGED = {
     "a list": ("vocab.json", "[1]", r"vocab\.json: expected a JSON object"),
     "another class": (
         "tokenizer_config.json",
-        '{"tokenizer_class": "Qwen2Tokenizer"}',
-        r"of a Qwen2Tokenizer, but without tokenizer\.json",
+        '{"tokenizer_class": "CodeGenTokenizer"}',
+        r"of a CodeGenTokenizer, but without tokenizer\.json",
     ),
 }
 
@@ -108,12 +108,27 @@ def test_tokens_that_were_added(model, tmp_path: Path) -> None:
     assert found == GPT2TokenizerFast.from_pretrained(tmp_path)(text).input_ids
 
 
-def test_those_of_roberta_are_refused(model, tmp_path: Path) -> None:
-    """Its texts begin with <s>, and nothing but the vocabulary says so."""
-    vocabulary = {**model[0], "<s>": 900, "<mask>": 901}
+@pytest.mark.parametrize("named", [True, False])
+def test_those_of_roberta(model, tmp_path: Path, named: bool) -> None:
+    """Its texts begin with <s>, and often nothing but the vocabulary says so."""
+    tokens = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
+    vocabulary = {**model[0], **{token: len(model[0]) + i for i, token in enumerate(tokens)}}
     write(tmp_path, vocabulary, model[1])
-    with pytest.raises(CheckpointError, match="of a RobertaTokenizer"):
-        load_tokenizer(tmp_path)
+    if named:
+        (tmp_path / "config.json").write_text('{"model_type": "roberta"}')
+    ours, theirs = load_tokenizer(tmp_path), RobertaTokenizer.from_pretrained(str(tmp_path))
+    assert ours.encode([TEXT])[0].ids == theirs(TEXT)["input_ids"]
+    assert ours.encode(["a <mask>"], ["b"])[0].ids == theirs("a <mask>", "b")["input_ids"]
+    assert ours.special_id("cls_token") == theirs.cls_token_id
+
+
+def test_those_of_qwen2(model, tmp_path: Path) -> None:
+    write(tmp_path, *model)
+    settings = {"tokenizer_class": "Qwen2Tokenizer", "additional_special_tokens": ["<|im_end|>"]}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    text = TEXT + "<|im_end|> 12345 e\u0301"
+    theirs = AutoTokenizer.from_pretrained(tmp_path)
+    assert load_tokenizer(tmp_path).encode([text])[0].ids == theirs(text)["input_ids"]
 
 
 @pytest.mark.parametrize("change", CHANGED)

@@ -411,3 +411,64 @@ class TestMeasure:
         tokenizer = train_tokenizer(["aa aa aa"], "wordpiece", 20)
         assert measure_tokenizer(tokenizer, ["aa aa"]).characters_per_token == 5 / 2
         assert measure_tokenizer(tokenizer, ["aa aa"]).first == ("aa",)
+
+
+class TestUnigram:
+    @pytest.fixture(scope="class")
+    def unigram(self) -> Tokenizer:
+        return train_tokenizer([TEXT], "unigram", 180)
+
+    def test_transformers_gives_the_same_ids(self, unigram: Tokenizer, tmp_path: Path) -> None:
+        theirs = AutoTokenizer.from_pretrained(saved(unigram, tmp_path / "unigram"))
+        for text in [TEXT, "  Lowest\tprices ", "我们看电影", "ﬁne ｆｕｌｌ", "", "▁ é e\u0301"]:
+            assert theirs(text)["input_ids"] == ids(unigram, text)
+            assert theirs(text, "b")["input_ids"] == unigram.encode([text], ["b"])[0].ids
+
+    def test_normalises_as_sentencepiece(self, unigram: Tokenizer) -> None:
+        """nmt_nfkc: white space, compatibility characters, and what is left at the ends."""
+        for text, same in (
+            ("  low  lower\n", "low lower"),
+            ("low\u3000lower", "low lower"),
+            ("ｌｏｗ", "low"),
+            ("low\x07er", "lower"),
+        ):
+            assert ids(unigram, text) == ids(unigram, same)
+        assert unigram.decode(ids(unigram, "low lowest")) == "low lowest"
+
+    def test_pieces_are_the_likeliest_together(self, unigram: Tokenizer) -> None:
+        """By trying out every way to cut a word."""
+        scores = dict(json.loads(unigram.engine.to_str())["model"]["vocab"])
+        word = "▁lowest"
+
+        def best(rest: str) -> float:
+            starts = (i for i in range(1, len(rest) + 1) if rest[:i] in scores)
+            return (
+                max((scores[rest[:i]] + best(rest[i:]) for i in starts), default=float("-inf"))
+                if rest
+                else 0.0
+            )
+
+        cut = unigram.tokens(ids(unigram, "lowest"))[1:-1]
+        assert "".join(cut) == word
+        assert sum(scores[piece] for piece in cut) == pytest.approx(best(word))
+
+    def test_special_tokens_come_first_and_size_is_kept(self) -> None:
+        made = train_tokenizer([TEXT], "unigram", 150, special=["<|user|>"])
+        tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "<|user|>"]
+        assert made.tokens(range(6)) == tokens
+        assert made.vocab_size <= 150
+        assert made.special_id("mask_token") == 4
+
+    def test_rare_characters_are_unknown(self) -> None:
+        made = train_tokenizer([TEXT], "unigram", 60, alphabet_size=20)
+        assert made.special_id("unk_token") in ids(made, "한")
+        assert made.special_id("unk_token") not in ids(made, "low")
+
+    def test_case(self) -> None:
+        lower = train_tokenizer([TEXT], "unigram", 180, lowercase=True)
+        assert ids(lower, "HELLO") == ids(lower, "hello")
+
+    @pytest.mark.parametrize(("texts", "size"), [([""], 100), ([" \n"], 100), ([TEXT], 20)])
+    def test_what_cannot_be_trained_on(self, texts: list[str], size: int) -> None:
+        with pytest.raises(DataError):
+            train_tokenizer(texts, "unigram", size)

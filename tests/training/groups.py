@@ -41,15 +41,23 @@ class Together:
             env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
         )
 
-    def _do(self, size: int, **question: Any) -> None:
+    def ended(self, size: int, **question: Any) -> list[int]:
+        """Let so many processes `act`; the codes they ended with, in the order of their ranks."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._log.write_text("", encoding="utf-8")
         asked = {"size": size, "port": free_port(), "log": str(self._log), **question}
         self._process.stdin.write(json.dumps(asked) + "\n")
         self._process.stdin.flush()
-        codes = json.loads(self._process.stdout.readline())
-        assert codes == [0] * size, self._log.read_text(encoding="utf-8")
+        codes: list[int] = json.loads(self._process.stdout.readline())
+        return codes
+
+    def said(self) -> str:
+        """What the last group printed."""
+        return self._log.read_text(encoding="utf-8")
+
+    def _do(self, size: int, **question: Any) -> None:
+        assert self.ended(size, **question) == [0] * size, self.said()
 
     def train(
         self, size: int, recipe: Recipe, *, stop_at: int | None = None, change: str | None = None
@@ -57,7 +65,10 @@ class Together:
         self._do(size, work="train", what=recipe.to_dict(), stop_at=stop_at, change=change)
 
     def resume(self, size: int, run: str) -> None:
-        self._do(size, work="resume", what=run, stop_at=None, change=None)
+        self._do(size, work="resume", what=run)
+
+    def either(self, size: int, recipe: Recipe) -> None:
+        self._do(size, work="either", what=recipe.to_dict())
 
     def close(self) -> None:
         assert self._process.stdin is not None

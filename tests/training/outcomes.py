@@ -48,6 +48,8 @@ def outcome(folder: str | Path) -> dict[str, Any]:
     result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
     for name in ("seconds", "peak_memory_mb", "folder"):
         result.pop(name)
+    for part in result["data"].values():
+        part.pop("from")
     return {
         "weights": (folder / "last" / "model.safetensors").read_bytes(),
         "best": (folder / "best" / "model.safetensors").read_bytes()

@@ -7,17 +7,23 @@ that forked from pytest itself stood still now and then).
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
 import sys
+import threading
 import time
 import traceback
 from contextlib import suppress
 from typing import Any
 
+from pretune.errors import PretuneError
+
 #: Seconds until a group is taken to hang.
-PATIENCE = 120.0
+PATIENCE = 240.0
+#: Seconds that the others have to end by themselves when one process has failed.
+GRACE = 20.0
 
 
 def poison() -> None:
@@ -50,23 +56,169 @@ def local_count() -> None:
     World.sum = own  # type: ignore[method-assign]
 
 
-def act(work: str, what: Any, stop_at: int | None, change: str | None) -> None:
-    """Train or resume, in this process."""
+def callbacks() -> None:
+    """One that asks for an end after update 2, and one that fails there; a recipe names them."""
+    from pretune.training.callbacks import CALLBACKS, Moment
+
+    class Enough:
+        def on_step(self, moment: Moment) -> None:
+            if moment.step == 2:
+                moment.stop("good enough")
+
+    class Fails:
+        def on_step(self, moment: Moment) -> None:
+            if moment.step == 2:
+                raise ValueError("no")
+
+    CALLBACKS.add("enough", Enough)
+    CALLBACKS.add("fails", Fails)
+
+
+def refuse() -> None:
+    """Reading the data is an error in the last process alone."""
+    from pretune.errors import DataError
+    from pretune.training import run
+
+    original = run.read_data
+
+    def refusing(recipe: Any) -> Any:
+        if int(os.environ["RANK"]) == int(os.environ["WORLD_SIZE"]) - 1:
+            raise DataError("films.tsv: line 3 is not there", "Put it back.")
+        return original(recipe)
+
+    run.read_data = refusing
+
+
+def fall_over() -> None:
+    """The last process meets a mistake of ours in its third update."""
+    from pretune.training.loop import Trainer
+
+    original = Trainer.gradients
+
+    def failing(self: Trainer, batch: Any) -> Any:
+        if self.world.rank == self.world.size - 1 and self.history.steps == 2:
+            raise KeyError("nobody expected this")
+        return original(self, batch)
+
+    Trainer.gradients = failing  # type: ignore[method-assign]
+
+
+def write_beside() -> None:
+    """A checkpoint that is not the last waits, while it is written, for the next update."""
+    from pretune.training.checkpoint import RunCheckpoints
+    from pretune.training.loop import Trainer
+
+    update, fill, steps = Trainer._update, RunCheckpoints._fill, [0]
+
+    def counting(self: Trainer, batch: Any) -> Any:
+        trouble = update(self, batch)
+        steps[0] = self.history.steps
+        return trouble
+
+    def waiting(folder: Any, bundle: Any, tensors: Any, values: str) -> None:
+        step = json.loads(values)["course"]["steps"]
+        if step % 2 == 0 and step < 10:
+            deadline = time.monotonic() + PATIENCE / 2
+            while steps[0] <= step:
+                assert time.monotonic() < deadline, "training waits for the write"
+                time.sleep(0.001)
+            with (folder.parent.parent / "beside.txt").open("a") as file:
+                file.write("beside\n")
+        fill(folder, bundle, tensors, values)
+
+    Trainer._update = counting  # type: ignore[method-assign]
+    RunCheckpoints._fill = staticmethod(waiting)  # type: ignore[method-assign]
+
+
+def _in_third(act: Any) -> None:
+    """Do something while the checkpoint of the third update is being written."""
+    from pretune.training.checkpoint import RunCheckpoints
+
+    fill = RunCheckpoints._fill
+
+    def acting(folder: Any, bundle: Any, tensors: Any, values: str) -> None:
+        if json.loads(values)["course"]["steps"] == 3:
+            act()
+        fill(folder, bundle, tensors, values)
+
+    RunCheckpoints._fill = staticmethod(acting)  # type: ignore[method-assign]
+
+
+def die_writing() -> None:
+    """The main process is killed in its third checkpoint."""
+    _in_third(lambda: os.kill(os.getpid(), signal.SIGKILL))
+
+
+def full_disk() -> None:
+    """The disk is full in the third checkpoint."""
+
+    def refuse() -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    _in_third(refuse)
+
+
+CHANGES = {
+    "write_beside": write_beside,
+    "die_writing": die_writing,
+    "full_disk": full_disk,
+    "poison": poison,
+    "local_count": local_count,
+    "callbacks": callbacks,
+    "refuse": refuse,
+    "fall_over": fall_over,
+}
+
+
+def die(after: float) -> None:
+    """End this process as a full memory does, after so many seconds."""
+    timer = threading.Timer(after, lambda: os.kill(os.getpid(), signal.SIGKILL))
+    timer.daemon = True
+    timer.start()
+
+
+def act(
+    work: str,
+    what: Any,
+    stop_at: int | None = None,
+    change: str | None = None,
+    killed: dict[str, float] | None = None,
+) -> None:
+    """Train, resume, or whichever it is, in this process.
+
+    Args:
+        work: `train`, `resume` or `either`.
+        what: a recipe, or the folder of a run to resume.
+        stop_at: the update at which a signal to stop comes.
+        change: the name of a change in the code.
+        killed: by ranks, the seconds after which they are killed.
+    """
     from outcomes import StopAt
 
+    from pretune.errors import OwnCodeError
     from pretune.recipe.recipe import Recipe
     from pretune.training import run
-    from pretune.training.run import resume, train_recipe
     from pretune.training.stop import Interrupted
 
     if change is not None:
-        {"poison": poison, "local_count": local_count}[change]()
+        CHANGES[change]()
     if stop_at is not None:
         run.StopRequest = lambda say: StopAt(stop_at)  # type: ignore[assignment, misc]
+    for rank, seconds in (killed or {}).items():
+        if rank == os.environ["RANK"]:
+            die(seconds)
     try:
-        train_recipe(Recipe.of(what), quiet=True) if work == "train" else resume(what, quiet=True)
+        if work == "resume":
+            run.resume(what, quiet=True)
+        elif work == "train":
+            run.train_recipe(Recipe.of(what), quiet=True)
+        else:
+            run.train_or_resume(Recipe.of(what), quiet=True)
     except Interrupted:
         if stop_at is None:
+            raise
+    except OwnCodeError:
+        if change != "callbacks":
             raise
 
 
@@ -86,6 +238,10 @@ def forked(rank: int, size: int, port: int, log: str, question: dict[str, Any]) 
     try:
         act(**question)
         code = 0
+    except PretuneError as error:  # as the command line shows it
+        code = 2
+        if not error.told:
+            print(f"error: {error}", file=sys.stderr)
     except BaseException:
         traceback.print_exc()
     sys.stderr.flush()
@@ -93,15 +249,16 @@ def forked(rank: int, size: int, port: int, log: str, question: dict[str, Any]) 
 
 
 def codes_of(children: list[int]) -> list[int]:
-    """How they ended; after too long, or when one failed, the others are ended."""
+    """How they ended; those that go on long after one has failed are ended."""
     deadline, codes = time.monotonic() + PATIENCE, dict.fromkeys(children)
     while None in codes.values():
         for child, code in codes.items():
             if code is None:
                 found, status = os.waitpid(child, os.WNOHANG)
                 codes[child] = os.waitstatus_to_exitcode(status) if found else None
-        if time.monotonic() > deadline or any(codes.values()):
-            time.sleep(1.0)
+        if any(codes.values()):
+            deadline = min(deadline, time.monotonic() + GRACE)
+        if time.monotonic() > deadline:
             for child in (child for child, code in codes.items() if code is None):
                 with suppress(ProcessLookupError):
                     os.kill(child, signal.SIGKILL)

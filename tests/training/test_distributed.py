@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from safetensors.torch import load_file
 from pretune.checkpoints.manifest import find_damage
 from pretune.errors import RunError
 from pretune.recipe.recipe import Recipe
-from pretune.training import run
+from pretune.training import distributed, run
 from pretune.training.distributed import environment_world, joined, own_device
 from pretune.training.loop import share_out
 from pretune.training.run import train_recipe
@@ -39,6 +40,8 @@ from tests.training.groups import (
 from tests.training.outcomes import assert_alike, outcome
 
 Make = Callable[..., Recipe]
+#: What lies on the host is exchanged there, and what lies on GPUs among them.
+BOTH = "cpu:gloo,cuda:nccl"
 
 
 @given(count=st.integers(1, 40), parts=st.integers(1, 6), size=st.integers(1, 5))
@@ -65,15 +68,26 @@ class TestSameUpdates:
         ("size", "changes"),
         [
             (2, {"train__parallel": "ddp", "train__batch_size": 7}),
-            (2, {"train__parallel": "fsdp", "train__batch_size": 7}),
-            (3, {"train__parallel": "ddp", "train__accumulate": 2}),
+            pytest.param(
+                *(2, {"train__parallel": "fsdp", "train__batch_size": 7}), marks=pytest.mark.slow
+            ),
+            pytest.param(
+                *(3, {"train__parallel": "ddp", "train__accumulate": 2}), marks=pytest.mark.slow
+            ),
             (2, {"train__parallel": "fsdp", "train__accumulate": 3, "train__ema": 0.9}),
             # 48 examples in batches of 5: the last one, of 3, leaves a process without any.
-            (4, {"train__parallel": "ddp", "train__batch_size": 5, "train__workers": 1}),
+            pytest.param(
+                *(4, {"train__parallel": "ddp", "train__batch_size": 5, "train__workers": 1}),
+                marks=pytest.mark.slow,
+            ),
             pytest.param(
                 *(4, {"train__parallel": "fsdp", "train__batch_size": 5}), marks=pytest.mark.slow
             ),
-            (2, {"train__freeze": "embeddings", "train__layer_decay": 0.9, "train__ema": 0.9}),
+            pytest.param(
+                2,
+                {"train__freeze": "embeddings", "train__layer_decay": 0.9, "train__ema": 0.9},
+                marks=pytest.mark.slow,
+            ),
             (2, {"train__parallel": "fsdp", "train__freeze": {"layers": 1}}),
         ],
         ids=str,
@@ -97,7 +111,7 @@ class TestSameUpdates:
         assert (found["steps"], found["tokens"]) == (result.steps, result.tokens)
         assert find_damage((Path(several.output) / "last").resolve()) is None
 
-    @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+    @pytest.mark.parametrize("parallel", ["ddp", pytest.param("fsdp", marks=pytest.mark.slow)])
     def test_with_uneven_counts_of_targets(
         self, parallel: str, mask_recipe: Recipe, tmp_path: Path, together: Together
     ) -> None:
@@ -111,6 +125,7 @@ class TestSameUpdates:
             result_of(mask_recipe.output)["metrics"], rel=1e-4
         )
 
+    @pytest.mark.slow
     def test_of_a_tagger_whose_sentences_are_in_several_windows(
         self, toy_recipe: Make, tmp_path: Path, together: Together
     ) -> None:
@@ -133,6 +148,7 @@ class TestSameUpdates:
         assert found["details"] == result.details
         assert found["metrics"] == pytest.approx(result.metrics, abs=1e-5)
 
+    @pytest.mark.slow
     def test_of_a_policy(self, tmp_path: Path, together: Together) -> None:
         """Replies are written by all processes; 5 prompts of a rollout, so one has more of them."""
         saved(tmp_path / "sft")
@@ -159,6 +175,7 @@ class TestSameUpdates:
         with pytest.raises(AssertionError):  # not as it started
             assert_close(several.output, load_file(tmp_path / "sft" / "model.safetensors"))
 
+    @pytest.mark.slow
     def test_of_a_translator(self, tmp_path: Path, together: Together) -> None:
         """BLEU is of the translations of all processes."""
         files = [tmp_path / "a.de", tmp_path / "a.en"]
@@ -203,7 +220,7 @@ class TestSameUpdates:
 
 
 class TestResume:
-    @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+    @pytest.mark.parametrize("parallel", [pytest.param("ddp", marks=pytest.mark.slow), "fsdp"])
     def test_of_as_many_is_exact(
         self, parallel: str, toy_recipe: Make, tmp_path: Path, together: Together
     ) -> None:
@@ -224,8 +241,9 @@ class TestResume:
                 assert all(torch.equal(found[key], expected[key]) for key in expected)
         assert_alike(outcome(two.output), outcome(one.output))
 
-    @pytest.mark.parametrize("then", [1, pytest.param(3, marks=pytest.mark.slow)])
-    @pytest.mark.parametrize("average", [pytest.param(None, marks=pytest.mark.slow), 0.9])
+    @pytest.mark.slow
+    @pytest.mark.parametrize("then", [1, 3])
+    @pytest.mark.parametrize("average", [None, 0.9])
     def test_of_shares_by_another_number(
         self, then: int, average: float | None, toy_recipe: Make, tmp_path: Path, together: Together
     ) -> None:
@@ -238,6 +256,7 @@ class TestResume:
         together.resume(then, two.output)
         assert_close(two.output, weights(one.output))
 
+    @pytest.mark.slow
     def test_of_one_process_by_several(
         self, toy_recipe: Make, tmp_path: Path, together: Together
     ) -> None:
@@ -249,6 +268,7 @@ class TestResume:
         assert_close(two.output, weights(one.output))
 
 
+@pytest.mark.slow
 def test_the_guard_acts_in_all_alike(toy_recipe: Make, tmp_path: Path, together: Together) -> None:
     """A NaN that only one process meets is a rescue in all."""
     recipe = toy_recipe(train__guard="rollback", train__save_every=2, **STEADY)
@@ -280,6 +300,7 @@ class TestDevices:
         monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
         monkeypatch.setattr(torch.cuda, "set_device", lambda d: seen.append(("set", str(d))))
         monkeypatch.setattr(torch, "empty", empty)
+        monkeypatch.setattr(distributed, "Lifeline", lambda *about: nullcontext())
         monkeypatch.setattr(dist, "init_process_group", init)
         monkeypatch.setattr(dist, "destroy_process_group", lambda: seen.append(("destroy", "")))
         return seen
@@ -319,7 +340,7 @@ class TestDevices:
             (Path(recipe.output) / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
             run.resume(recipe.output)
         own = f"cuda:{rank}"
-        assert calls == [("set", own), ("empty", own), ("init nccl", own), ("destroy", "")]
+        assert calls == [("set", own), ("empty", own), (f"init {BOTH}", own), ("destroy", "")]
         assert devices == [own]
 
     @pytest.mark.parametrize(
@@ -334,7 +355,7 @@ class TestDevices:
             (
                 "cuda:1",
                 {"WORLD_SIZE": 2, "RANK": 1, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1},
-                [("set", "cuda:1"), ("empty", "cuda:1"), ("init nccl", "cuda:1")],
+                [("set", "cuda:1"), ("empty", "cuda:1"), (f"init {BOTH}", "cuda:1")],
             ),
         ],
         ids=str,
@@ -351,6 +372,15 @@ class TestDevices:
         world = environment_world()
         with joined(world, own_device(name, world)):
             assert calls == expected
+
+    def test_a_group_that_a_launcher_has_made_stays(
+        self, calls: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(dist, "is_initialized", lambda: True)
+        self.start(monkeypatch, RANK=1, WORLD_SIZE=2)
+        with joined(environment_world(), torch.device("cpu")):
+            pass
+        assert calls == []
 
     @pytest.mark.parametrize(
         ("name", "told"),
@@ -383,6 +413,7 @@ class TestTorchrun:
         pipe = subprocess.PIPE
         return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True)
 
+    @pytest.mark.slow
     def test_says_things_once(self, path: Path) -> None:
         out, err = self.start(path, "train.max_steps=3").communicate(timeout=120)
         assert out.count("ask it:") == 1, err

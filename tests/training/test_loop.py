@@ -32,6 +32,7 @@ from pretune.training.loop import (
 )
 from pretune.training.state import TrainingState, seed_everything
 from pretune.training.stop import Stopped
+from pretune.training.validation import Evaluation
 
 
 class Recorder:
@@ -214,6 +215,24 @@ class TestEvaluation:
         history = make_trainer(max_steps=7, eval_every=3).fit()
         assert [step for step, _, _ in history.evaluations] == [3, 6, 7]
 
+    def test_before_the_first_update_if_asked(self, make_trainer: Callable[..., Trainer]) -> None:
+        memory = Memory()
+        history = make_trainer(max_steps=7, eval_at_start=True, more={"store": memory}).fit()
+        assert [step for step, _, _ in history.evaluations] == [0, 6, 7]
+        assert memory.saved[0] == (0, True)
+
+    @pytest.mark.parametrize("validation", [True, False])
+    def test_without_updates_the_start_is_saved(
+        self, make_trainer: Callable[..., Trainer], validation: bool
+    ) -> None:
+        memory = Memory()
+        trainer = make_trainer(max_steps=0, validation=validation, more={"store": memory})
+        before = {name: weight.clone() for name, weight in weights(trainer).items()}
+        history = trainer.fit()
+        assert [step for step, _, _ in history.evaluations] == [0] * validation
+        assert memory.saved == [(0, validation)]
+        assert all(torch.equal(weights(trainer)[name], old) for name, old in before.items())
+
     def test_saves_each_time_and_says_which_is_best(
         self, make_trainer: Callable[..., Trainer]
     ) -> None:
@@ -253,6 +272,33 @@ class TestEvaluation:
 
         monkeypatch.setattr(loop, "evaluate_features", told)
         return make(epochs=len(losses), best="loss").fit()
+
+    @pytest.mark.parametrize(
+        ("figures", "step"),
+        [
+            ([(1.0, 2.0), (1.0, 0.1)], 2),  # as many right answers, surer ones
+            ([(1.0, 0.1), (1.0, 2.0)], 1),
+            ([(1.0, 0.1), (1.0, 0.1)], 1),
+            ([(1.0, 2.0), (0.5, 0.1)], 1),
+            ([(0.5, 0.1), (1.0, 2.0)], 2),
+        ],
+    )
+    def test_of_equals_the_surer_one_is_the_best(
+        self,
+        figures: list[tuple[float, float]],
+        step: int,
+        make_trainer: Callable[..., Trainer],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        results = iter(figures)
+
+        def evaluated(*given: Any, **options: Any) -> Evaluation:
+            accuracy, loss = next(results)
+            return Evaluation({"accuracy": accuracy, "loss": loss}, 1, 0.0)
+
+        monkeypatch.setattr(loop, "evaluate_features", evaluated)
+        history = make_trainer(max_steps=2, eval_every=1, best="accuracy").fit()
+        assert history.best_step == step
 
     def test_an_unknown_metric_is_refused_before_training(
         self, make_trainer: Callable[..., Trainer]

@@ -18,7 +18,7 @@ from pretune.bundle.bundle import ADAPTER, load
 from pretune.checkpoints.peft import fill_adapter, save_adapter
 from pretune.data.batch import PackedBatch
 from pretune.decoding.continuations import Prompt
-from pretune.decoding.sampling import Decoding
+from pretune.decoding.decoding import Decoding
 from pretune.decoding.writer import Writer
 from pretune.errors import CheckpointError, RecipeError, RunError
 from pretune.models.heads.language import ActorCritic
@@ -314,7 +314,6 @@ def test_a_target_named_twice_counts_once(bpe: Pair) -> None:
     [
         ({"model.from": "gpt2-small"}, "random weights have nothing"),
         ({"train.freeze": "embeddings"}, "Leave out train.freeze"),
-        ({"task": {"name": "classify"}}, "has a head that must be trained"),
         ({"train.lora": {"targets": ["attention"]}}, "attention.qkv"),
     ],
 )
@@ -370,3 +369,46 @@ def test_without_its_adapters_a_model_is_its_base() -> None:
             assert torch.equal(model(batch), base)
         assert not torch.allclose(adapted, base, atol=1e-2)
         assert torch.equal(model(batch), adapted)
+
+
+@pytest.mark.slow
+def test_a_classifier_learns_its_head_and_goes_on(tiny_folder: Path, tmp_path: Path) -> None:
+    """The head is new, learns as a whole, lies in the adapter, and comes back from there."""
+    data = tmp_path / "texts.jsonl"
+    rows = [{"text": f"{w} film", "label": w} for w in ("good", "bad")]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows * 8), encoding="utf-8")
+    recipe = Recipe.of(
+        {
+            "task": {"name": "classify", "max_length": 16},
+            "data": {"train": str(data), "validation": str(data)},
+            "model": {"from": str(tiny_folder)},
+            "train": {
+                "lora": {"rank": 2, "targets": ["attention.qkv", "feed_forward.down"]},
+                "max_steps": 6,
+                "save_every": 2,
+                "keep": 5,
+                "batch_size": 4,
+                "learning_rate": 1e-2,
+                "device": "cpu",
+            },
+            "output": str(tmp_path / "whole"),
+        }
+    )
+    train_recipe(recipe, quiet=True)
+    train_recipe(recipe.changed({"output": str(tmp_path / "cut")}), quiet=True)
+    run = tmp_path / "cut"
+    (run / "result.json").unlink()
+    for step, path in checkpoints(run):
+        if step > 2:
+            shutil.rmtree(path)
+    resume(run, quiet=True)
+    whole, again = (load(tmp_path / name / "last").model.state_dict() for name in ("whole", "cut"))
+    assert all(torch.equal(value, again[name]) for name, value in whole.items())
+    adapter = load_file(run / "last" / ADAPTER / "adapter_model.safetensors")
+    assert {n for n in adapter if ".lora_" not in n} == {
+        f"base_model.model.classifier.{kind}" for kind in ("weight", "bias")
+    }
+    base = load(tiny_folder, bare=True).model.state_dict()
+    changed = {n for n, v in base.items() if not torch.equal(v, whole[f"backbone.{n}"])}
+    assert changed
+    assert all(n.endswith(("attention.qkv.weight", "feed_forward.down.weight")) for n in changed)

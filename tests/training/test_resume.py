@@ -25,7 +25,7 @@ from pretune.recipe.recipe import Recipe
 from pretune.text import byte_stream
 from pretune.training import run
 from pretune.training.checkpoint import TENSORS, VALUES, checkpoints
-from pretune.training.run import resume, train_recipe
+from pretune.training.run import resume, train_or_resume, train_recipe
 from pretune.training.state import generators, restore_generators, seed_everything
 from pretune.training.stop import Interrupted
 from tests.training.outcomes import StopAt, assert_alike, outcome
@@ -154,6 +154,47 @@ def test_a_finished_run_is_left_alone(toy_recipe: Make) -> None:
     before = {p: p.stat().st_mtime_ns for p in Path(recipe.output).rglob("*")}
     assert resume(recipe.output, quiet=True) == result
     assert {p: p.stat().st_mtime_ns for p in Path(recipe.output).rglob("*")} == before
+
+
+def test_the_same_command_begins_goes_on_and_shows_the_result(
+    toy_recipe: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`--resume auto`, whatever is there; the folder itself may be there without a run."""
+    whole = toy_recipe(output=str(tmp_path / "whole"), train__max_steps=5)
+    train_recipe(whole, quiet=True)
+    recipe = whole.changed({"output": str(tmp_path / "run")})
+    Path(recipe.output).mkdir()
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "StopRequest", lambda say: StopAt(2))
+        for _ in range(2):
+            with pytest.raises(Interrupted):
+                train_or_resume(recipe, quiet=True)
+    # Another way of writing it down is no other run.
+    result = train_or_resume(recipe.changed({"train.log_every": 10}), quiet=True)
+    assert result.steps == 5
+    assert_alike(outcome(recipe.output), outcome(whole.output))
+    before = {p: p.stat().st_mtime_ns for p in Path(recipe.output).rglob("*")}
+    assert train_or_resume(recipe, quiet=True) == result
+    assert {p: p.stat().st_mtime_ns for p in Path(recipe.output).rglob("*")} == before
+    with pytest.raises(RunError, match=r"train\.learning_rate: 0\.001 there, 0\.5 now"):
+        train_or_resume(recipe.changed({"train.learning_rate": 0.5}), quiet=True)
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    (foreign / "letter.txt").touch()
+    with pytest.raises(RunError, match="holds files that are not a run of pretune"):
+        train_or_resume(recipe.changed({"output": str(foreign)}), quiet=True)
+
+
+def test_the_command_line_has_it_too(toy_recipe: Make, tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(toy_recipe(train__max_steps=1).to_yaml(), encoding="utf-8")
+    command = ["train", str(path), "--resume", "auto", "-q"]
+    first, second = (CliRunner().invoke(app, command) for _ in range(2))
+    assert (first.exit_code, second.exit_code) == (0, 0), second.output
+    assert second.stdout == first.stdout
+    wrong = CliRunner().invoke(app, ["train", "--resume", "auto"])
+    assert wrong.exit_code == 2
+    assert "pretune train RECIPE_OR_FILE, also with --resume auto" in wrong.output
 
 
 def test_a_moved_run_goes_on_where_it_is(stopped: Callable[..., Path], tmp_path: Path) -> None:

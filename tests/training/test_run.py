@@ -24,9 +24,10 @@ from pretune.recipe import yaml12
 from pretune.recipe.recipe import Recipe
 from pretune.training import run
 from pretune.training.data import _groups, read_data
-from pretune.training.run import train_recipe, train_seeds
+from pretune.training.run import train_recipe
 from pretune.training.run_folder import RunFolder
-from pretune.training.run_result import RunResult, SeedsResult
+from pretune.training.run_result import RunResult, SeveralRuns
+from pretune.training.several_runs import train_seeds
 from pretune.training.stop import Interrupted
 from tests.tasks.questions import question
 from tests.training.outcomes import StopAt
@@ -270,7 +271,7 @@ def test_figures_that_are_not_finite_are_null_in_the_result(tmp_path: Path) -> N
     assert read is not None
     assert math.isnan(read.metrics["loss"])
     assert read.metrics["accuracy"] == 0.5
-    several = SeedsResult((read, given)).to_dict()
+    several = SeveralRuns((read, given)).to_dict()
     assert several["summary"]["loss"] == {"mean": None, "sd": None}
     assert several["summary"]["accuracy"] == {"mean": 0.5, "sd": 0.0}
     (run_of_it,) = find_runs(tmp_path).runs

@@ -12,9 +12,11 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from pretune.bundle.companion import add_companion, save_companion
 from pretune.bundle.loadable import (
     check_segments,
     check_sizes,
+    check_tokenizer,
     head_names,
     note_gate,
     refuse_damaged,
@@ -22,8 +24,8 @@ from pretune.bundle.loadable import (
 )
 from pretune.bundle.task_file import TASK_FILE, task_entries, trained_task, with_options
 from pretune.checkpoints.config import config_file, family_of, read_config, sizes_of
-from pretune.checkpoints.load import LoadReport, fit_weights, load_into
-from pretune.checkpoints.open import has_safetensors, open_weights, tensorflow_names
+from pretune.checkpoints.load import LoadReport, fit_weights, load_into, settled
+from pretune.checkpoints.open import has_readable_names, open_weights, tensorflow_names
 from pretune.checkpoints.save import save_config, save_model
 from pretune.checkpoints.sentence_transformers import copy_settings
 from pretune.checkpoints.source import find_source, find_tokenizer
@@ -33,11 +35,13 @@ from pretune.models.backbone import Backbone, backbone_of
 from pretune.models.config import ModelConfig
 from pretune.models.families import preset, preset_names
 from pretune.models.family import Family
+from pretune.models.heads.replaced import companion_of
 from pretune.models.lora import adapters
 from pretune.models.packed import is_int8
 from pretune.models.pruned import keep_layers, remove_heads
 from pretune.models.resize import resize_vocabulary
 from pretune.tasks.base import AnyTask, Calibrated, UsesTokenizer
+from pretune.text.terminal import in_line
 from pretune.tokenizers.added_tokens import add_tokens
 from pretune.tokenizers.classes import INPUTS
 from pretune.tokenizers.tokenizer import Tokenizer
@@ -46,7 +50,7 @@ from pretune.tokenizers.tokenizer import Tokenizer
 ADAPTER = "adapter"
 
 
-@dataclass
+@dataclass(repr=False)
 class Bundle:
     """A model that can be used: with its tokenizer, and with its task if it has one.
 
@@ -75,6 +79,30 @@ class Bundle:
         assert isinstance(backbone, Backbone)  # noqa: S101 - for the type checker
         return backbone
 
+    def facts(self) -> dict[str, Any]:
+        """Tell in a few words what it is: family, task, size, labels, place."""
+        weights = [*self.model.parameters()]
+        labels = [] if self.task is None else self.task.output_meaning().get("labels") or []
+        return {
+            "family": self.family.model_type,
+            "task": None if self.task is None else self.task.name,
+            "parameters": sum(weight.numel() for weight in weights),
+            "dtype": str(weights[0].dtype).removeprefix("torch.") if weights else None,
+            "device": str(weights[0].device) if weights else None,
+            "vocabulary": self.tokenizer.vocab_size,
+            "labels": list(labels),
+            "folder": None if self.folder is None else str(self.folder),
+        }
+
+    def __repr__(self) -> str:
+        facts = self.facts()
+        job = "no task" if self.task is None else f"task {self.task.name}"
+        count = len(facts["labels"])
+        labels = f", {count} labels" if count else ""
+        size = f"{facts['parameters']:,} parameters in {facts['dtype']} on {facts['device']}"
+        place = "random weights" if self.folder is None else in_line(self.folder)
+        return f"<{type(self).__name__} {place}: {facts['family']}, {job}{labels}, {size}>"
+
 
 def load(
     source: str | Path,
@@ -95,8 +123,8 @@ def load(
 
     Args:
         source: the folder of a run, a folder in the Hugging Face layout, Google's TensorFlow
-            release of a BERT, `minilm`, a Hub id (`owner/name[@revision]`), or the name of a size,
-            such as `bert-base`, for random weights.
+            release of a BERT, a GGUF file, `minilm`, `smollm2`, a Hub id (`owner/name[@revision]`),
+            or the name of a size, such as `bert-base`, for random weights.
         task: the task to load for. Where the checkpoint has no head for it, or one for other
             labels, the head is new. Default: the task that the checkpoint was trained for.
         bare: load the backbone alone, whatever the checkpoint was trained for.
@@ -133,21 +161,16 @@ def load(
     wanted = None if bare else task or trained
     if wanted is not None:
         head_names(family, wanted)
+    check_tokenizer(origin.name, family, tokenizer)
     check_sizes(origin.name, sizes, tokenizer, wanted)
 
-    # The weights: random ones in the size asked for, or those of the checkpoint.
-    if origin.folder is None or origin.weights is None:
-        model = _build(family, sizes, wanted).to(weights_dtype or torch.float32)
-        remove_heads(backbone_of(model), sizes.removed_heads)
-        report = LoadReport(f"random weights of the size {source}", 0, random=True)
-    else:
-        build = partial(_build, family, sizes, wanted)
-        head = "backbone" if wanted is None else wanted.head
-        fresh, promised = _head_parts(family, trained, wanted)
-        model, report = load_into(
-            build, origin.weights, origin.folder, family, head, fresh=fresh, dtype=weights_dtype
-        )
-        refuse_headless(origin.folder, family, head, promised & set(report.missing))
+    # The weights; and those of the second model of a task that trains two.
+    model, report = origin.filled(source, family, sizes, trained, wanted, weights_dtype)
+    if wanted is not None:
+        kept = origin.folder if trained is not None and trained.name == wanted.name else None
+        how: dict[str, Any] = {"allow_pickle": allow_pickle, "mapped": mmap}
+        how |= {"dtype": weights_dtype, "anew": task is not None}
+        add_companion(model, wanted, family, kept, **how)
 
     if layers is not None:
         if origin.folder is None:
@@ -204,6 +227,8 @@ class _Origin:
         # Google's files do not say which head there is: the names of the tensors do.
         names = partial(tensorflow_names, folder) if weights is None else lambda: weights.names
         entries = read_config(folder, names)
+        if weights is not None:
+            entries = settled(entries, folder, weights)
         return cls(folder, folder, weights, entries, family_of(entries, folder))
 
     def sizes(
@@ -225,6 +250,8 @@ class _Origin:
                     )
             # A family takes the entries that its configuration has.
             given = _tokenizer_entries(tokenizer, decodes="decoder_start_token_id" in names)
+            if config_class.counts_from_pad:
+                given["pad_token_id"] = _padding_number(tokenizer)
             entries |= {name: value for name, value in given.items() if name in names}
             entries |= changes or {}
         elif changes:
@@ -235,6 +262,29 @@ class _Origin:
             )
         entries |= config_class.dropout_entries(dropout, attention_dropout)
         return sizes_of(self.family, entries, self.place)
+
+    def filled(
+        self,
+        source: str | Path,
+        family: Family,
+        sizes: ModelConfig,
+        trained: AnyTask | None,
+        wanted: AnyTask | None,
+        dtype: torch.dtype | None,
+    ) -> tuple[nn.Module, LoadReport]:
+        """Build the model with random weights in the size asked for, or those of the checkpoint."""
+        if self.folder is None or self.weights is None:
+            model = _build(family, sizes, wanted).to(dtype or torch.float32)
+            remove_heads(backbone_of(model), sizes.removed_heads)
+            return model, LoadReport(f"random weights of the size {source}", 0, random=True)
+        build = partial(_build, family, sizes, wanted)
+        head = "backbone" if wanted is None else wanted.head
+        fresh, promised = _head_parts(family, trained, wanted)
+        model, report = load_into(
+            build, self.weights, self.folder, family, head, fresh=fresh, dtype=dtype
+        )
+        refuse_headless(self.folder, family, head, promised & set(report.missing))
+        return model, report
 
     def trained_task(self, sizes: ModelConfig) -> tuple[AnyTask | None, dict[str, str]]:
         """Return the task of a checkpoint, and the data's names of its columns."""
@@ -264,12 +314,23 @@ def _tokenizer_entries(tokenizer: Tokenizer, decodes: bool) -> dict[str, Any]:
         "pad_token_id": begin,
         "decoder_start_token_id": begin,
     }
-    if tokenizer.target is not None:
+    if tokenizer.two_vocabularies:
         # transformers wants the padding token to be in both tables.
         entries["vocab_size"] = max(size, writer.vocab_size)
         entries["decoder_vocab_size"] = writer.vocab_size
         entries["share_encoder_decoder_embeddings"] = False
     return entries
+
+
+def _padding_number(tokenizer: Tokenizer) -> int:
+    """Return the number of the padding token, from which a model's positions count."""
+    number = tokenizer.special_id("pad_token")
+    if number is None:
+        raise CheckpointError(
+            "the tokenizer has no padding token, and this model's positions count from its number",
+            "Use one with a pad_token; wordpiece has one (model.train_tokenizer.kind).",
+        )
+    return number
 
 
 def _default_tokenizer(family: Family, size: str) -> Path:
@@ -291,6 +352,8 @@ def _head_parts(
     task also takes over what was chosen on validation data.
     """
     names = set() if wanted is None else head_names(family, wanted)
+    if wanted is not None:
+        names -= {family.heads[wanted.head].output}
     if trained is None or wanted is None or trained.name != wanted.name:
         return names, set()
     if trained.output_meaning() != wanted.output_meaning():
@@ -333,7 +396,7 @@ def outline(source: str | Path) -> Outline:
     with torch.device("meta"):
         model = _build(origin.family, sizes, task)
     # The file may hold another model than config.json describes.
-    if origin.folder is not None and has_safetensors(origin.folder):
+    if origin.folder is not None and has_readable_names(origin.folder):
         head = "backbone" if task is None else task.head
         fit_weights(model, open_weights(origin.folder), origin.folder, origin.family, head)
     remove_heads(backbone_of(model), sizes.removed_heads)
@@ -387,12 +450,20 @@ def save(bundle: Bundle, folder: Path, int8: Mapping[str, Any] | None = None) ->
     """
     head, entries = _described(bundle)
     save_model(bundle.model, folder, bundle.family, head, entries, int8)
+    # A second model, which transformers opens as well. One in 8 bits answers, and trains no more.
+    companion = companion_of(bundle.model)
+    if companion is not None and bundle.task is not None and int8 is None:
+        place = save_companion(companion, bundle.task, bundle.family, folder)
+        if place is not None:
+            save_tokenizer(bundle.tokenizer, bundle.family, place)
     # The weights above have the adapter merged in; beside them, the adapter alone.
     if adapters(bundle.model):
         base = "" if bundle.report is None else bundle.report.source
         from pretune.checkpoints.peft import save_adapter
 
         save_adapter(bundle.model, folder / ADAPTER, bundle.family, head, str(base))
+        if bundle.task is not None:
+            _write_json(folder / ADAPTER / TASK_FILE, task_entries(bundle.task, bundle.columns))
     _save_beside(bundle, folder)
 
 
@@ -427,8 +498,12 @@ def _save_beside(bundle: Bundle, folder: Path) -> None:
         }
         for name, values in files.items():
             if values:
-                text = json.dumps(values, ensure_ascii=False, indent=2)
-                (folder / name).write_text(text + "\n", encoding="utf-8")
+                _write_json(folder / name, values)
+
+
+def _write_json(path: Path, values: Mapping[str, Any]) -> None:
+    text = json.dumps(values, ensure_ascii=False, indent=2)
+    path.write_text(text + "\n", encoding="utf-8")
 
 
 def save_tokenizer(tokenizer: Tokenizer, family: Family, folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -12,8 +13,16 @@ from pretune.bundle.bundle import load, save, save_tokenizer
 from pretune.bundle.loadable import refuse_headless
 from pretune.bundle.task_file import TASK_FILE
 from pretune.checkpoints.atomic_io import atomic_folder
-from pretune.checkpoints.config import CRF, THRESHOLD, config_file, family_of, read_config, sizes_of
-from pretune.checkpoints.load import LoadReport, load_into
+from pretune.checkpoints.config import (
+    CRF,
+    THRESHOLD,
+    config_file,
+    family_of,
+    read_config,
+    read_generation,
+    sizes_of,
+)
+from pretune.checkpoints.load import LoadReport, load_into, settled
 from pretune.checkpoints.names import head_parameters
 from pretune.checkpoints.open import open_weights
 from pretune.checkpoints.save import save_model
@@ -53,7 +62,7 @@ def convert(
         return bundle.report
     # Of any other, the head is the one that its config.json names.
     weights = open_weights(folder, allow_pickle=allow_pickle, mapped=True)
-    config = read_config(folder, lambda: weights.names)
+    config = settled(read_config(folder, lambda: weights.names), folder, weights)
     family, head = head_of(config, folder)
     sizes = sizes_of(family, config, config_file(folder))
     # What its outputs mean is kept; a file may give their number alone.
@@ -64,11 +73,16 @@ def convert(
     model, report = load_into(build, weights, folder, family, head, dtype=weights_dtype)
     refuse_headless(folder, family, head, head_parameters(family, head) & set(report.missing))
     # Nothing is written before everything has been read.
+    generation = read_generation(folder, config)
     tokenizer = load_tokenizer(folder)
     with _written(target) as place:
         save_model(model, place, family, head, kept)
         save_tokenizer(tokenizer, family, place)
         copy_settings(folder, place)
+        # How it writes: in a file of its own also where older releases have it in config.json.
+        if generation and head in ("translation", "causal_lm"):
+            text = json.dumps(generation, ensure_ascii=False, indent=2)
+            (place / "generation_config.json").write_text(text + "\n", encoding="utf-8")
     return report
 
 

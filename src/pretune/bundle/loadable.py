@@ -84,7 +84,7 @@ def check_sizes(
     if tokenizer.vocab_size > vocabulary:
         raise _too_small(folder, "the tokenizer", tokenizer.vocab_size, vocabulary)
     # A translation model may have a second vocabulary, for its targets.
-    if tokenizer.target is not None:
+    if tokenizer.target is not None and tokenizer.two_vocabularies:
         if getattr(config, "share_encoder_decoder_embeddings", True):
             raise CheckpointError(
                 f"{folder}: there are tokenizers for two vocabularies, but the model has only one",
@@ -103,6 +103,16 @@ def check_sizes(
         )
 
 
+def check_tokenizer(folder: Path, family: Family, tokenizer: Tokenizer) -> None:
+    """Refuse a tokenizer of two SentencePiece files for a model that does not translate."""
+    if tokenizer.cutter is not None and not family.backbone.reads_pairs:
+        raise CheckpointError(
+            f"{tokenizer.origin}: the tokenizer of a translator (OPUS-MT), which cuts what is read "
+            f"and what is written in two ways; {with_article(family.model_type)} model has one",
+            f"Give {folder} a tokenizer of another kind.",
+        )
+
+
 def _too_small(folder: Path, tokenizer: str, tokens: int, rows: int) -> CheckpointError:
     return CheckpointError(
         f"{folder}: {tokenizer} has {tokens:,} tokens, the model only {rows:,}",
@@ -118,7 +128,7 @@ def check_segments(
     The tokenizer is as the task uses it: some tasks add a token between the texts of a pair.
     """
     table: int | None = getattr(config, "type_vocab_size", None)
-    if table is None:
+    if not table:  # such a model does not look at segments
         return
     single = segments_of(tokenizer, pair=False)
     needed = single if task is None else task.segments(tokenizer)
@@ -135,5 +145,7 @@ def check_segments(
     raise CheckpointError(
         f"{folder}: the task {task.name} reads two texts at a time, as {needed} segments; the "
         f"model has {table} (type_vocab_size)",
-        "Use a model with as many segments, or a tokenizer that gives both texts segment 0.",
+        "Use a model with as many segments (random weights take any number: "
+        f"model.config='{{type_vocab_size: {needed}}}'), or a tokenizer that gives both texts "
+        "segment 0.",
     )

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from pretune.checkpoints.config import config_file, in_file, read_object
+from pretune.checkpoints.config import config_file, in_file, read_generation, read_object
 from pretune.errors import CheckpointError, RecipeError, did_you_mean
 from pretune.models.config import ModelConfig, brief
 from pretune.tasks.base import FROM_CHECKPOINT, AnyTask
@@ -33,7 +33,8 @@ def trained_task(
         # GPT-2 has another name for its number of positions.
         positions = {"max_position_embeddings": sizes.size("max_position_embeddings")}
         try:
-            return published_task({**config, **positions}), {}
+            entries = {"generation_config": read_generation(folder, config), **positions}
+            return published_task({**config, **entries}), {}
         except CheckpointError as error:
             raise in_file(error, config_file(folder)) from None
     saved = read_object(path)

@@ -2,29 +2,18 @@
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import os
 import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
 
 from pretune.errors import RunError
+from pretune.host import is_running, sync_path
 from pretune.text.terminal import in_line
 
 _ASIDE = re.compile(r"\..+\.(\d+)\.tmp")
-
-
-def sync_path(path: Path) -> None:
-    """Flush a file, or the names in a folder, to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _aside(path: Path) -> Path:
@@ -60,13 +49,7 @@ def _discard_left(path: Path) -> None:
 
 def _is_another(process: int) -> bool:
     """Whether a process is alive and is not this one."""
-    try:
-        os.kill(process, 0)
-    except PermissionError:
-        return True
-    except (ProcessLookupError, OverflowError):
-        return False
-    return process != os.getpid()
+    return process != os.getpid() and is_running(process)
 
 
 def _discard(path: Path) -> None:
@@ -179,16 +162,3 @@ def point(link: Path, target: Path) -> None:
         aside.unlink(missing_ok=True)
         raise
     sync_path(link.parent)
-
-
-def take_lock(file: IO[str]) -> bool:
-    """Lock an open file until it is closed or this process dies; False if another has the lock.
-
-    On a file system without locks nobody is kept out. A lock's file must not be removed: two
-    processes could then lock different files of one name.
-    """
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        return error.errno not in (errno.EWOULDBLOCK, errno.EACCES)
-    return True

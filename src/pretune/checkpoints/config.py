@@ -8,6 +8,7 @@ from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Any
 
+from pretune.checkpoints.int8_weights import METHOD, QUANTIZATION
 from pretune.checkpoints.unsupported import no_model, refuse_disguised, unknown_family
 from pretune.errors import CheckpointError
 from pretune.models.config import ModelConfig, brief
@@ -22,6 +23,17 @@ PACKAGE = "pretune_package"
 THRESHOLD = "no_answer_threshold"
 #: Entry that transformers does not know: whether a tagger's weights include a CRF.
 CRF = "crf"
+
+#: Entries about writing text, which older releases have in `config.json`.
+GENERATION = (
+    *("bad_words_ids", "begin_suppress_tokens", "bos_token_id", "decoder_start_token_id"),
+    *("diversity_penalty", "do_sample", "early_stopping", "encoder_no_repeat_ngram_size"),
+    *("encoder_repetition_penalty", "eos_token_id", "exponential_decay_length_penalty"),
+    *("forced_bos_token_id", "forced_eos_token_id", "length_penalty", "max_length"),
+    *("max_new_tokens", "min_length", "min_new_tokens", "no_repeat_ngram_size"),
+    *("num_beam_groups", "num_beams", "pad_token_id", "renormalize_logits"),
+    *("repetition_penalty", "sequence_bias", "suppress_tokens", "temperature", "top_k", "top_p"),
+)
 
 #: More classes than any data set has: a config.json that claims more is broken.
 MOST_LABELS = 100_000
@@ -55,6 +67,22 @@ def read_object(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise CheckpointError(f"{path}: expected a JSON object", "Copy the file again.")
     return values
+
+
+def read_generation(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Read how a published model writes, as transformers finds it.
+
+    Args:
+        folder: of the checkpoint.
+        config: the contents of its `config.json`, where older releases have these entries.
+
+    Raises:
+        CheckpointError: `generation_config.json` is no JSON object; names it.
+    """
+    path = folder / "generation_config.json"
+    if path.is_file():
+        return read_object(path)
+    return {name: config[name] for name in GENERATION if config.get(name) is not None}
 
 
 def config_file(folder: Path) -> Path:
@@ -161,12 +189,41 @@ def sizes_of(family: Family, config: Mapping[str, Any], origin: object) -> Model
         origin: the file, or what else they come from, for errors.
 
     Raises:
-        CheckpointError: an entry makes no sense; names the file, the entry and its value.
+        CheckpointError: an entry makes no sense, or asks for what is not computed here; names the
+            file, the entry and its value.
     """
     try:
+        _refuse_other_ways(family, config)
         return family.backbone.config_class.from_dict(config)
     except CheckpointError as error:
         raise in_file(error, origin) from None
+
+
+def _refuse_other_ways(family: Family, config: Mapping[str, Any]) -> None:
+    """Refuse entries of any family by which transformers computes something else."""
+    own, layers = config.get(QUANTIZATION), config.get("per_layer_config")
+    backbone = family.backbone
+    if own and (not isinstance(own, Mapping) or own.get("quant_method") != METHOD):
+        method = own.get("quant_method") if isinstance(own, Mapping) else own
+        raise CheckpointError(
+            f"config: {QUANTIZATION} is of the method {brief(repr(method))}, which is not computed "
+            "here",
+            "Get the model that it was made of, in float32, float16 or bfloat16. If these are its "
+            f"weights all the same, remove {QUANTIZATION} there.",
+        )
+    if layers:
+        raise CheckpointError(
+            f"config: per_layer_config gives layers sizes of their own: {brief(repr(layers))}",
+            "Only models whose layers are alike are supported.",
+        )
+    # To transformers 0 and null are false as well.
+    sees_all = "is_causal" in config and not config["is_causal"]
+    if sees_all and (backbone.causal or backbone.reads_pairs):
+        raise CheckpointError(
+            f"config: is_causal is {brief(repr(config['is_causal']))}: every token of this model "
+            "sees also those after it",
+            "Of decoders only those whose tokens see what is before them are supported.",
+        )
 
 
 def in_file(error: CheckpointError, path: object) -> CheckpointError:

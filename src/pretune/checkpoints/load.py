@@ -6,11 +6,12 @@ from collections.abc import Callable
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pretune.checkpoints.config import config_file, in_file
+from pretune.checkpoints.config import config_file, family_of, in_file
 from pretune.checkpoints.int8_weights import Int8Safetensors
 from pretune.checkpoints.names import (
     PublishedNames,
@@ -19,6 +20,7 @@ from pretune.checkpoints.names import (
     layer_fronts,
     name_table,
     names_of_heads,
+    rows_of_parts,
     second_names,
 )
 from pretune.checkpoints.weights import (
@@ -105,6 +107,7 @@ def fit_weights(
     table, stacks = name_table(family, head, backbone.stacks), backbone.stacks
     # One spelling of the names: without wrappers, and with the family's prefix or without.
     body = _body(family, stacks)
+    _use_one_prefix(weights, family)
     drop_wrappers(weights, body | {family.prefix + part for part in body})
     without = names_of_heads(family)
     use_prefix(weights, family.prefix, wanted=head != "backbone", without=without)
@@ -205,6 +208,24 @@ def load_into(
     )
 
 
+def _use_one_prefix(weights: WeightSource, family: Family) -> None:
+    """Rename the backbone of a file whose head gives it another prefix than the family's."""
+    for prefix in {layout.prefix for layout in family.heads.values() if layout.prefix}:
+        own = {name for name in weights.names if name.startswith(prefix)}
+        if own and not any(name.startswith(family.prefix) for name in weights.names):
+            weights.rename({name: family.prefix + name.removeprefix(prefix) for name in own})
+
+
+def settled(config: dict[str, Any], folder: Path, weights: WeightSource) -> dict[str, Any]:
+    """Correct what `config.json` says by what the file has; see `Family.settled`."""
+
+    def differ(first: str, second: str) -> bool:
+        return {first, second} <= weights.names and not weights.same(first, second)
+
+    correct = family_of(config, folder).settled
+    return config if correct is None else correct(config, differ)
+
+
 def _use_first_names(
     weights: WeightSource, family: Family, table: dict[str, PublishedNames]
 ) -> None:
@@ -239,10 +260,11 @@ def _match(
         if names is None or not weights.names.issuperset(names.parts):
             missing.append(ours)
             continue
-        wanted = [tensor.shape[0] // len(names.parts), *tensor.shape[1:]]  # all parts alike
-        if names.transposed:
-            wanted.reverse()
-        for name in names.parts:
+        rows = rows_of_parts(model, ours, tensor.shape[0], names)
+        for name, own in zip(names.parts, rows, strict=True):
+            wanted = [own, *tensor.shape[1:]]
+            if names.transposed:
+                wanted.reverse()
             if weights.shape(name) != wanted:
                 raise CheckpointError(
                     f"{weights.file_of(name)}: '{weights.stored(name)}' is {weights.shape(name)}, "
@@ -263,9 +285,10 @@ def _tensor(weights: WeightSource, names: PublishedNames, dtype: torch.dtype) ->
     """Read one of our tensors, concatenated from its parts in the file."""
     if len(names.parts) == 1 and not names.transposed:
         return weights.read(names.parts[0], dtype)
-    rows, *others = weights.shape(names.parts[0])[:: -1 if names.transposed else 1]
-    whole = torch.empty(rows * len(names.parts), *others, dtype=dtype)
-    for name, part in zip(names.parts, whole.chunk(len(names.parts)), strict=True):
+    shapes = [weights.shape(name)[:: -1 if names.transposed else 1] for name in names.parts]
+    rows = [shape[0] for shape in shapes]
+    whole = torch.empty(sum(rows), *shapes[0][1:], dtype=dtype)
+    for name, part in zip(names.parts, torch.split(whole, rows), strict=True):
         weights.read_into(name, part.t() if names.transposed else part)
     return whole
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from torch import nn
+
 from pretune.models.family import Family, HeadLayout, Rule
 
 
@@ -36,6 +38,17 @@ def expand(
                     parts, rule.transposed and kind == ".weight"
                 )
     return table
+
+
+def rows_of_parts(model: nn.Module, ours: str, rows: int, names: PublishedNames) -> list[int]:
+    """How many of the `rows` of one of our tensors each published tensor has.
+
+    They have as many each, unless the module says otherwise: `Linear.parts`.
+    """
+    owner = model.get_submodule(ours.rpartition(".")[0])
+    own = getattr(owner, "parts", ())
+    count = len(names.parts)
+    return list(own) if len(own) == count else [rows // count] * count
 
 
 def name_table(family: Family, head: str, stacks: tuple[int, ...]) -> dict[str, PublishedNames]:

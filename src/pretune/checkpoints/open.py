@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pretune.checkpoints.config import read_object
 from pretune.checkpoints.int8_weights import INT8_FILE, Int8Safetensors
-from pretune.checkpoints.unsupported import no_model
+from pretune.checkpoints.unsupported import GGUF_FILE, no_model
 from pretune.checkpoints.weights import Safetensors, WeightSource
 from pretune.errors import CheckpointError
 from pretune.models.config import brief
@@ -18,7 +18,7 @@ def open_weights(folder: Path, *, allow_pickle: bool = False, mapped: bool = Fal
 
     Args:
         folder: with `model.safetensors` or an index of its shards; `model.int8.safetensors`;
-            Google's `bert_model.ckpt.*`; or `pytorch_model.bin`.
+            `pretune.gguf`, a link of ours; Google's `bert_model.ckpt.*`; or `pytorch_model.bin`.
         allow_pickle: also read `pytorch_model.bin`, by torch's restricted unpickler.
         mapped: as for `Safetensors`.
 
@@ -37,6 +37,10 @@ def open_weights(folder: Path, *, allow_pickle: bool = False, mapped: bool = Fal
         return Safetensors([folder / "model.safetensors"], mapped=mapped)
     if (folder / "model.safetensors.index.json").is_file():
         return Safetensors(_shards(folder / "model.safetensors.index.json"), mapped=mapped)
+    if (folder / GGUF_FILE).is_file():
+        from pretune.checkpoints.gguf_models import GgufWeights
+
+        return GgufWeights((folder / GGUF_FILE).resolve())
     # Then TensorFlow's files, which are data as well.
     single, index = folder / "pytorch_model.bin", folder / "pytorch_model.bin.index.json"
     if not single.is_file() and not index.is_file():
@@ -59,9 +63,9 @@ def open_weights(folder: Path, *, allow_pickle: bool = False, mapped: bool = Fal
     return Pickled(_shards(index) if index.is_file() else [single])
 
 
-def has_safetensors(folder: Path) -> bool:
+def has_readable_names(folder: Path) -> bool:
     """Whether a folder has weights whose names can be read without trusting anybody."""
-    names = ("model.safetensors", "model.safetensors.index.json", INT8_FILE)
+    names = ("model.safetensors", "model.safetensors.index.json", INT8_FILE, GGUF_FILE)
     return any((folder / name).is_file() for name in names)
 
 

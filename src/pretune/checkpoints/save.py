@@ -9,16 +9,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from pretune.checkpoints.config import PACKAGE
 from pretune.checkpoints.int8_weights import INT8_FILE, METHOD, QUANTIZATION, stored_tensors
-from pretune.checkpoints.names import name_table
+from pretune.checkpoints.names import name_table, rows_of_parts
 from pretune.checkpoints.weights import common_dtype, type_name
 from pretune.models.families import FAMILIES
 from pretune.models.family import Family
+from pretune.models.heads.replaced import own_tensors
 from pretune.models.lora import merged_state
 from pretune.models.pruned import whole_heads
 
@@ -34,7 +36,7 @@ def save_model(
     """Write `config.json` and `model.safetensors` in the model's type, with adapters merged.
 
     Args:
-        model: a backbone, or a model that holds one as `backbone`.
+        model: a backbone, or a model that holds one as `backbone`; without its companion.
         folder: which exists.
         family: gives the names.
         head: which of the family's heads the model has.
@@ -46,14 +48,23 @@ def save_model(
     # Our names and orientation to the published ones.
     table = name_table(family, head, backbone.stacks)  # type: ignore[arg-type]
     tensors: dict[str, Tensor] = {}
-    for ours, value in whole_heads(backbone, merged_state(model)).items():  # type: ignore[arg-type]
+    for ours, value in whole_heads(backbone, own_tensors(merged_state(model))).items():  # type: ignore[arg-type]
         names = table[ours]
-        for name, part in zip(names.parts, value.chunk(len(names.parts)), strict=True):
+        rows = rows_of_parts(model, ours, len(value), names)
+        for name, part in zip(names.parts, torch.split(value, rows), strict=True):
             lying = (part.t() if names.transposed else part).detach().cpu()
             if int8 is not None and getattr(_owner(model, ours), "int8", False) and part.dim() == 2:
                 tensors |= stored_tensors(name, lying, outputs=int(names.transposed))
             else:
                 tensors[name] = lying.contiguous()
+    # The backbone has another prefix beside some heads.
+    prefix = family.heads[head].prefix
+    if prefix is not None:
+        own = {name: name.removeprefix(family.prefix) for name in tensors}
+        tensors = {
+            name if own[name] == name else prefix + own[name]: value
+            for name, value in tensors.items()
+        }
     # To a temporary file first: the model may be mapped from the very file that is replaced.
     aside = folder / ".model.safetensors.tmp"
     try:

@@ -17,11 +17,11 @@ from pretune.checkpoints.manifest import MANIFEST, find_damage
 from pretune.errors import CheckpointError, did_you_mean
 from pretune.models.config import brief
 from pretune.models.families import FAMILIES
+from pretune.text.terminal import in_line
 
 #: Families of the field that pretune does not read: the `model_type` of transformers 5.23.0, and
 #: how people write it.
 OTHER_FAMILIES = {
-    "albert": "ALBERT",
     "bart": "BART",
     "bert-generation": "BertGeneration",
     "big_bird": "BigBird",
@@ -29,7 +29,6 @@ OTHER_FAMILIES = {
     "biogpt": "BioGPT",
     "blenderbot": "Blenderbot",
     "bloom": "BLOOM",
-    "camembert": "CamemBERT",
     "canine": "CANINE",
     "clip": "CLIP",
     "codegen": "CodeGen",
@@ -37,15 +36,12 @@ OTHER_FAMILIES = {
     "convbert": "ConvBERT",
     "ctrl": "CTRL",
     "data2vec-text": "data2vec",
-    "deberta": "DeBERTa",
-    "deberta-v2": "DeBERTa-v2 or v3",
+    "deberta": "DeBERTa (the first version)",
     "deepseek_v2": "DeepSeek-V2",
     "deepseek_v3": "DeepSeek-V3",
     "dpr": "DPR",
     "encoder-decoder": "encoder-decoder",
-    "ernie": "ERNIE",
     "esm": "ESM",
-    "eurobert": "EuroBERT",
     "falcon": "Falcon",
     "flaubert": "FlauBERT",
     "fnet": "FNet",
@@ -54,7 +50,6 @@ OTHER_FAMILIES = {
     "gemma": "Gemma",
     "gemma2": "Gemma 2",
     "gemma3": "Gemma 3",
-    "gemma3_text": "Gemma 3",
     "glm": "GLM",
     "glm4": "GLM-4",
     "gpt_bigcode": "GPTBigCode",
@@ -68,7 +63,6 @@ OTHER_FAMILIES = {
     "layoutlmv2": "LayoutLMv2",
     "layoutlmv3": "LayoutLMv3",
     "led": "LED",
-    "llama": "Llama",
     "llama4": "Llama 4",
     "longformer": "Longformer",
     "longt5": "LongT5",
@@ -79,14 +73,11 @@ OTHER_FAMILIES = {
     "mbart": "mBART",
     "megatron-bert": "Megatron-BERT",
     "minicpm3": "MiniCPM3",
-    "mistral": "Mistral",
     "mixtral": "Mixtral",
     "mobilebert": "MobileBERT",
-    "modernbert": "ModernBERT",
     "modernbert-decoder": "ModernBERT decoder",
     "mpnet": "MPNet",
     "mpt": "MPT",
-    "mt5": "mT5",
     "mvp": "MVP",
     "nanochat": "nanochat",
     "nomic_bert": "NomicBERT",
@@ -101,13 +92,10 @@ OTHER_FAMILIES = {
     "phi3": "Phi-3",
     "plbart": "PLBart",
     "prophetnet": "ProphetNet",
-    "qwen2": "Qwen2",
     "qwen2_moe": "Qwen2-MoE",
-    "qwen3": "Qwen3",
     "qwen3_moe": "Qwen3-MoE",
     "reformer": "Reformer",
     "rembert": "RemBERT",
-    "roberta": "RoBERTa",
     "roberta-prelayernorm": "RoBERTa-PreLayerNorm",
     "roc_bert": "RoCBert",
     "roformer": "RoFormer",
@@ -118,28 +106,34 @@ OTHER_FAMILIES = {
     "stablelm": "StableLM",
     "starcoder2": "StarCoder2",
     "switch_transformers": "Switch Transformers",
-    "t5": "T5",
     "transfo-xl": "Transformer-XL",
     "umt5": "umT5",
     "vit": "ViT",
     "whisper": "Whisper",
     "xglm": "XGLM",
     "xlm": "XLM",
-    "xlm-roberta": "XLM-RoBERTa",
     "xlm-roberta-xl": "XLM-RoBERTa-XL",
     "xlnet": "XLNet",
     "xmod": "X-MOD",
     "yoso": "YOSO",
 }
 
+#: Of some of them: what does the same and is read.
+_INSTEAD = {
+    "deberta": "DeBERTa-v3 of the same size is read, and does better: microsoft/deberta-v3-base.",
+    "bart": "T5 is read, which translates and summarizes too: google/flan-t5-base.",
+    "mpnet": "Of its size BERT and RoBERTa are read, e.g. BAAI/bge-base-en-v1.5 for vectors.",
+    "m2m_100": "OPUS-MT and mT5 are read: Helsinki-NLP/opus-mt-LANGUAGE-LANGUAGE.",
+    **dict.fromkeys(("gemma", "gemma2"), "Gemma 3 is read: google/gemma-3-1b-it."),
+    **dict.fromkeys(("phi", "phi3", "smollm3"), "Qwen3, Llama 3 and SmolLM2 are read."),
+}
+
+#: How a GGUF file begins, and the name of the link to one in a folder of ours.
+GGUF_MAGIC = b"GGUF"
+GGUF_FILE = "pretune.gguf"
+
 #: What other engines run, what it is, and the way out. The first that a folder has counts.
 _ENGINES = (
-    (
-        "*.gguf",
-        "only GGUF weights (llama.cpp)",
-        "llama.cpp and what is built on it run them. For pretune, get the model that they were "
-        "made from, with config.json and model.safetensors.",
-    ),
     *(
         (
             pattern,
@@ -157,7 +151,10 @@ _ENGINES = (
     ),
 )
 #: Weights that pretune reads, or knows how to refuse.
-_WEIGHTS = ("*.safetensors*", "pytorch_model*", "*.ckpt*", "tf_model.h5", "flax_model.msgpack")
+_WEIGHTS = (
+    *("*.safetensors*", "pytorch_model*", GGUF_FILE),
+    *("*.ckpt*", "tf_model.h5", "flax_model.msgpack"),
+)
 
 #: Files of other tools, what they are, and the way out. The first that a folder has counts.
 _OTHER_FILES = (
@@ -221,7 +218,7 @@ def unknown_family(config: Mapping[str, Any], path: Path) -> CheckpointError:
         return CheckpointError(
             f"{path}: the model is of the family {OTHER_FAMILIES[text]} (model_type '{text}'), "
             "which pretune does not read yet",
-            reads,
+            f"{_INSTEAD[text]} {reads}" if text in _INSTEAD else reads,
         )
     hint = did_you_mean(text, FAMILIES)
     if "auto_map" in config:
@@ -234,7 +231,7 @@ def refuse_disguised(
     path: Path,
     tokenizer: Callable[[], tuple[Mapping[str, Any], int | None]],
 ) -> None:
-    """Refuse a RoBERTa, or another family, whose `config.json` says BERT or ELECTRA.
+    """Refuse a RoBERTa, or a family that is not read, whose `config.json` says BERT or ELECTRA.
 
     The tensors of a RoBERTa have the names of a BERT's, but its positions count from
     `pad_token_id` + 1. Read as a BERT, it answers without an error, and wrongly.
@@ -252,17 +249,25 @@ def refuse_disguised(
     if not isinstance(kind, str) or kind not in FAMILIES:
         return
     # The class of the model, where it is that of another family.
-    named = _family_of_class(config)
+    own = {layout.architecture for layout in FAMILIES[kind].heads.values()}
+    named = kind if own & {*(config.get("architectures") or ())} else _family_of_class(config)
     if named in OTHER_FAMILIES:
         raise CheckpointError(
             f"{path}: model_type is '{kind}', but architectures says that the model is of the "
             f"family {OTHER_FAMILIES[named]}, which pretune does not read yet",
             f"It reads {', '.join(FAMILIES)}. If it is a {kind}, correct architectures there.",
         )
+    if named is not None and _counts_from_pad(named) and not _counts_from_pad(kind):
+        raise CheckpointError(
+            f"{path}: model_type is '{kind}', but architectures says that the model is a {named}, "
+            f"whose positions count from pad_token_id + 1: read as a {kind}, it would answer "
+            "wrongly",
+            f'Write "model_type": "{named}" there. If it is a {kind}, correct architectures.',
+        )
     # Only where there are segments are the tensors named as a RoBERTa's, which pads with token 1.
     sizes = {item.name for item in fields(FAMILIES[kind].backbone.config_class)}
     pad = config.get("pad_token_id")
-    if "type_vocab_size" not in sizes or pad not in (1, None):
+    if "type_vocab_size" not in sizes or pad not in (1, None) or _counts_from_pad(kind):
         return
     signs = [] if pad is None else ["pad_token_id 1"]
     positions = config.get("max_position_embeddings")
@@ -283,11 +288,16 @@ def refuse_disguised(
         return
     raise CheckpointError(
         f"{path}: model_type is '{kind}', but {' and '.join(signs)} are a RoBERTa's or XLM-R's, "
-        f"whose positions count from 2: read as a {kind}, it would answer wrongly. pretune does "
-        "not read this family yet",
-        f"It reads {', '.join(FAMILIES)}. If it is a {kind} all the same, whose positions count "
-        'from 0, say so there with "pad_token_id": 0; nothing is padded here.',
+        f"whose positions count from 2: read as a {kind}, it would answer wrongly",
+        'Write "model_type": "roberta" there, or "xlm-roberta" or "camembert". If it is a '
+        f"{kind} all the same, whose positions count from 0, say so there with "
+        '"pad_token_id": 0; nothing is padded here.',
     )
+
+
+def _counts_from_pad(kind: str) -> bool:
+    """Whether the positions of a family of ours count from its padding token, as a RoBERTa's."""
+    return FAMILIES[kind].backbone.config_class.counts_from_pad
 
 
 def _family_of_class(config: Mapping[str, Any]) -> str | None:
@@ -309,6 +319,36 @@ def refuse_other_engines(folder: Path) -> None:
         return
     if _engine_file(folder) is not None:
         raise no_model(folder)
+
+
+def is_gguf(path: Path) -> bool:
+    """Whether a file is meant as GGUF: by its name, or by how it begins."""
+    if path.suffix.lower() == ".gguf":
+        return True
+    try:
+        with path.open("rb") as file:
+            return file.read(len(GGUF_MAGIC)) == GGUF_MAGIC
+    except OSError:
+        return False
+
+
+def only_gguf(folder: Path) -> Path | None:
+    """Find the GGUF file of a folder that has no other weights; None if it has no such file.
+
+    Raises:
+        CheckpointError: there are several, which are mostly one model in several sizes.
+    """
+    files = sorted(folder.glob("*.gguf"))
+    if not files or any(any(folder.glob(pattern)) for pattern in _WEIGHTS):
+        return None
+    if len(files) > 1:
+        names = ", ".join(in_line(file.name) for file in files[:3])
+        more = f" and {len(files) - 3} more" if len(files) > 3 else ""
+        raise CheckpointError(
+            f"{folder}: {len(files)} GGUF files ({names}{more}), and each may be a model",
+            f"Name one of them: {files[0]}",
+        )
+    return files[0]
 
 
 def _engine_file(folder: Path) -> tuple[Path, str, str] | None:
@@ -361,9 +401,8 @@ def no_model(folder: Path) -> CheckpointError:
             f"{folder}: only an adapter (LoRA, of peft), without the model that it adapts{named}",
             f"The whole model is in {whole}."
             if whole
-            else "Merge it with peft: AutoPeftModelForSequenceClassification (or the class of its "
-            "task).from_pretrained(FOLDER).merge_and_unload().save_pretrained(NEW); the tokenizer "
-            "belongs there too.",
+            else f"Put it beside that model: pretune predict MODEL --adapter {folder} (in Python "
+            "pretune.with_adapter).",
         )
     # A folder of models: a training of transformers, a cache of the Hub, sentence-transformers.
     if not (folder / "config.json").is_file():

@@ -12,9 +12,10 @@ import re
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Iterator, MutableMapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, NoReturn, TypeVar
 
 import typer
@@ -22,11 +23,23 @@ from typer import Option
 from typer.core import TyperCommand, TyperGroup
 from typing_extensions import override
 
+from pretune.cli.short_forms import TOLD, RecipeCommand
 from pretune.errors import Note, PretuneError
+from pretune.text.spoken_language import (
+    ENGLISH,
+    LANGUAGES,
+    VARIABLE,
+    labelled,
+    language,
+    language_of,
+    tr,
+)
 from pretune.text.terminal import OutputLost, for_terminal, hanging, json_text, lasting_streams
 from pretune.version import __version__
 
 if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
     from pretune.data.records import Records
     from pretune.text.console import PlainConsole
 
@@ -56,7 +69,9 @@ _SUMMARIES = {
         "describe": (
             "Look at data: labels, lengths, duplicates, leaks between splits, unknown tokens."
         ),
-        "tokenizer": "Train a tokenizer on raw text: WordPiece, byte-level BPE or characters.",
+        "tokenizer": (
+            "Train a tokenizer on raw text: WordPiece, byte-level BPE, Unigram or characters."
+        ),
         "prepare": "Clean and tokenize raw text into shards that pre-training reads.",
     },
     "Train": {
@@ -78,8 +93,9 @@ _SUMMARIES = {
             "Let a language model continue a prompt. Without --prompt and --file, it reads "
             "standard input."
         ),
-        "chat": (
-            "Talk to a model that was trained on dialogues. Through a pipe, each line is a message."
+        "chat": ("Talk to a model that replies. Through a pipe, each line is a message."),
+        "rank": (
+            "Order unlabelled texts by what their labels would teach the model (active learning)."
         ),
         "prompt": "Measure how well a language model answers from examples in its prompt alone.",
         "embed": "Turn each text of a file into a vector, or find the texts nearest to a query.",
@@ -123,10 +139,24 @@ class _Commands(TyperGroup):
     def __init__(self, **settings: Any) -> None:
         # For the help page and for suggestions a name and a summary are enough.
         settings["commands"] = {
-            name: TyperCommand(name, help=listed.summary, rich_help_panel=listed.group)
+            name: TyperCommand(name, help=tr(listed.summary), rich_help_panel=tr(listed.group))
             for name, listed in COMMANDS.items()
         }
         super().__init__(**settings)
+        _translate(self)
+
+    @override
+    def main(self, *args: Any, **settings: Any) -> Any:
+        with _translated_titles():
+            return super().main(*args, **settings)
+
+    @override
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, plugins_first(args))
+        except typer.TyperException as error:
+            _translate_mistake(error)
+            raise
 
     @override
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
@@ -137,30 +167,90 @@ class _Commands(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         try:
             with _printed_notes():
+                _note_unknown_language()
                 return super().invoke(ctx)
         except PretuneError as error:
-            text = hanging(_with_options(str(error), defined(ctx.invoked_subcommand)))
-            fail(f"error: {text}", USER_MISTAKE)
+            if error.told:
+                raise typer.Exit(USER_MISTAKE) from None
+            text = _with_options(error_text(error), defined(ctx.invoked_subcommand))
+            fail(labelled(tr("error"), hanging(text)), USER_MISTAKE)
         except OSError as error:
             # Of a name that no file can have; what else fails in a system call is told in place.
             if error.errno != errno.ENAMETOOLONG:
                 raise
             name = str(error.filename)[:80]
-            fail(f"error: {name}...: too long for the name of a file", USER_MISTAKE)
+            wrong = tr(f"{name}...: too long for the name of a file")
+            fail(labelled(tr("error"), wrong), USER_MISTAKE)
         except typer.TyperException as error:  # it repeats what was typed
             error.message = for_terminal(error.message)
+            _translate_mistake(error)
             raise
         except MemoryError:
             # What was being made is gone by now, so there is room for a sentence.
-            fail(
-                "error: the memory is full\n  Close other programs, or give less at a time: fewer "
-                "or shorter texts, or a smaller batch.",
-                1,
+            wrong = tr("the memory is full")
+            way_out = tr(
+                "Close other programs, or give less at a time: fewer or shorter texts, or a "
+                "smaller batch."
             )
+            fail(labelled(tr("error"), f"{wrong}\n  {way_out}"), 1)
         except KeyboardInterrupt as interrupt:
             # Ctrl-C, unless a training was told otherwise: it gives the number of its signal.
             number = next((n for n in interrupt.args if isinstance(n, int)), signal.SIGINT)
             fail("stopped; nothing more was saved", STOPPED_BY + number)
+
+
+def error_text(error: PretuneError) -> str:
+    """What is wrong and the way out, in the language that is spoken."""
+    parts = (error.message, error.hint)
+    return "\n  ".join(tr(part) for part in parts if part)
+
+
+def _translate(command: Any) -> None:
+    """Translate the help page of a command, if another language than English is spoken."""
+    if language() != ENGLISH:
+        from pretune.cli.help_language import translate_command
+
+        translate_command(command)
+
+
+def _translate_mistake(error: typer.TyperException) -> None:
+    if language() != ENGLISH:
+        from pretune.cli.help_language import translate_mistake
+
+        translate_mistake(error)
+
+
+def _translated_titles() -> AbstractContextManager[None]:
+    if language() == ENGLISH:
+        return nullcontext()
+    from pretune.cli.help_language import translated_titles
+
+    return translated_titles()
+
+
+def _note_unknown_language() -> None:
+    asked = os.environ.get(VARIABLE)
+    if asked and language_of(os.environ) is None:
+        known = " and ".join(LANGUAGES)
+        wrong = tr(f"{VARIABLE}={asked}: no such language; there are {known}")
+        to_stderr().say(labelled(tr("note"), wrong))
+
+
+def plugins_first(args: Sequence[str]) -> list[str]:
+    """Return the arguments with each `--plugin FILE` before the command, wherever it was typed."""
+    first: list[str] = []
+    rest: list[str] = []
+    words = iter(args)
+    for word in words:
+        if word == "--":  # what follows is no option
+            rest += [word, *words]
+        elif word == "--plugin":
+            first += [word, *([] if (file := next(words, None)) is None else [file])]
+        elif word.startswith("--plugin="):
+            first.append(word)
+        else:
+            rest.append(word)
+    return [*first, *rest]
 
 
 @contextmanager
@@ -171,7 +261,7 @@ def _printed_notes() -> Iterator[None]:
 
         def show(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
             if issubclass(category, Note):
-                to_stderr().say(f"note: {message}")
+                to_stderr().say(labelled(tr("note"), tr(str(message))))
             else:
                 usual(message, category, *place, **more)
 
@@ -182,13 +272,14 @@ def _printed_notes() -> Iterator[None]:
 
 def _with_options(text: str, shown: Any) -> str:
     """An error text that names a command's options instead of the recipe's keys."""
+    # Chinese characters are letters, too: without ASCII, none of them would end a word.
     for parameter in shown.params:
         name, option = re.escape(parameter.name or ""), parameter.opts[0]
         if not option.startswith("--"):
             continue
         # data.columns.text=COLUMN is --column text=COLUMN, or the option for that one column.
-        text = re.sub(rf"\bdata\.{name}\.(?=[^\s=]+=)", f"{option} ", text)
-        text = re.sub(rf"\bdata\.(?:columns\.)?{name}=", f"{option} ", text)
+        text = re.sub(rf"(?a:\b)data\.{name}\.(?=[^\s=]+=)", f"{option} ", text)
+        text = re.sub(rf"(?a:\b)data\.(?:columns\.)?{name}=", f"{option} ", text)
     return text
 
 
@@ -208,16 +299,26 @@ app = typer.Typer(
 _functions = typer.Typer(rich_markup_mode="rich")
 
 
-def command(name: str, *examples: str) -> Callable[[Function], Function]:
-    """Make a function the command of that name in `COMMANDS`, with examples for its help."""
-    epilog = "\n\n".join(["Examples:", *examples])
-    return _functions.command(name, epilog=epilog, rich_help_panel=COMMANDS[name].group)
+def command(name: str, *examples: str, recipe: bool = False) -> Callable[[Function], Function]:
+    """Make a function the command of that name in `COMMANDS`.
+
+    Args:
+        name: of the command.
+        examples: for its help page.
+        recipe: whether it takes a recipe and overrides, and with them the short forms of some.
+    """
+    epilog = "\n\n".join(["Examples:", *examples, *([TOLD] if recipe else [])])
+    kind = RecipeCommand if recipe else TyperCommand
+    group = COMMANDS[name].group
+    return _functions.command(name, cls=kind, epilog=epilog, rich_help_panel=group)
 
 
 def defined(name: str | None) -> Any:
     """Import one of `COMMANDS` and return it as typer builds it."""
     import_module(f"pretune.cli.{COMMANDS[name or ''].module}")
-    return typer.main.get_group(_functions).commands[name or ""]
+    command = typer.main.get_group(_functions).commands[name or ""]
+    _translate(command)
+    return command
 
 
 def _version(show: bool) -> None:
@@ -231,8 +332,21 @@ def _main(
     version: Annotated[
         bool, Option("--version", callback=_version, is_eager=True, help="Show the version.")
     ] = False,
+    plugins: Annotated[
+        list[Path] | None,
+        Option(
+            "--plugin",
+            metavar="FILE.py",
+            help="Run a file of your own first, which registers tasks, metrics, losses, callbacks "
+            "or recipes; may be repeated.",
+        ),
+    ] = None,
 ) -> None:
-    pass
+    if plugins:
+        from pretune.plugins import load_plugin
+
+        for plugin in plugins:
+            load_plugin(plugin)
 
 
 def to_stdout() -> PlainConsole:
@@ -275,7 +389,9 @@ def print_result(result: dict[str, Any], *views: Any, as_json: bool, saved: bool
             out.print(JSONHighlighter()(text), soft_wrap=True)
             return
         for view in views:
-            out.print(view, soft_wrap=isinstance(view, str | Text))
+            # What is longer than a line all the same is to be copied: the terminal wraps it.
+            shown = tr(view) if isinstance(view, str) else view
+            out.print(shown, soft_wrap=isinstance(view, str | Text), crop=False)
     except OutputLost as lost:
         if not (saved and lost.unread):
             raise
@@ -293,7 +409,7 @@ def _ascii_only() -> bool:
 
 def fail(text: str, code: int) -> NoReturn:
     """End the command: print `text` on standard error and exit with `code`."""
-    to_stderr().print(text, soft_wrap=True)
+    to_stderr().print(tr(text), soft_wrap=True)
     raise typer.Exit(code)
 
 
@@ -302,14 +418,35 @@ def print_live(text: str) -> None:
     print(for_terminal(text), end="", flush=True)
 
 
+class ProgressBar:
+    """A bar on standard error, moved by `(done, total)`, or `(done)` where the total is known."""
+
+    def __init__(self, bar: Progress, task: TaskID, total: int | None) -> None:
+        self._bar, self._task, self._total = bar, task, total
+
+    def __call__(self, done: float, total: int | None = None) -> None:
+        """Move the bar."""
+        whole = self._total if total is None else total
+        self._bar.update(self._task, completed=done, total=whole)
+
+    @contextmanager
+    def hidden(self) -> Iterator[None]:
+        """Context without the bar, in which something may be printed."""
+        self._bar.stop()
+        try:
+            yield
+        finally:
+            self._bar.start()
+
+
 @contextmanager
 def progress_bar(
     what: str, total: int | None = None, *, shown: bool = True
-) -> Iterator[Callable[..., None] | None]:
-    """Show a progress bar on standard error, if that is a terminal, after the name of the work.
+) -> Iterator[ProgressBar | None]:
+    """Show a progress bar on standard error, after the name of the work.
 
     Yields:
-        a function `(done, total)`, or `(done)` where the total is known; None if there is no bar.
+        the bar; None where standard error is no terminal.
     """
     if not (shown and sys.stderr.isatty()):
         yield None
@@ -320,8 +457,8 @@ def progress_bar(
     description = TextColumn("{task.description}", style="progress.description", markup=False)
     columns = (description, *Progress.get_default_columns()[1:])
     with Progress(*columns, console=to_stderr(), transient=True) as bar:
-        task = bar.add_task(what, total=total)
-        yield lambda done, total=total: bar.update(task, completed=done, total=total)
+        task = bar.add_task(tr(what), total=total)
+        yield ProgressBar(bar, task, total)
 
 
 def main() -> None:
@@ -335,7 +472,7 @@ def main() -> None:
         # A reader such as `head` that has seen enough is no mistake; git and cat end in this way.
         if lost.closed_pipe:
             sys.exit(STOPPED_BY + signal.SIGPIPE)
-        to_stderr().say(f"error: {lost}")
+        to_stderr().say(labelled(tr("error"), tr(str(lost))))
         sys.exit(1)
 
 

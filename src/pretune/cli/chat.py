@@ -16,8 +16,9 @@ import typer
 from typer import Option
 
 from pretune.cli import options
-from pretune.cli.app import command, print_live, to_stderr
+from pretune.cli.app import command, error_text, print_live, to_stderr
 from pretune.errors import PretuneError, did_you_mean
+from pretune.text.spoken_language import labelled, tr
 
 if TYPE_CHECKING:
     from pretune.inference.chat import Conversation
@@ -52,6 +53,7 @@ CHAT_COMMANDS = ("/help", "/reset", "/save", "/set", "/settings", "/quit")
     "pretune chat runs/chat-zh --temperature 0.7 --top-k 20 --seed 1",
     "pretune chat runs/chat-zh --mmi runs/chat-zh-mmi --candidates 16",
     "pretune chat runs/chat-zh < messages.txt",
+    "pretune chat smollm2   (SmolLM2-135M-Instruct, after make smollm2)",
 )
 def chat(
     context: typer.Context,
@@ -76,9 +78,10 @@ def chat(
         int, Option(min=1, max=10_000, help="How many replies --mmi picks from.")
     ] = 8,
     device: options.Device = "auto",
+    precision: options.Precision = "auto",
     allow_pickle: options.AllowPickle = False,
 ) -> None:
-    """Talk to a model that was trained on dialogues. Through a pipe, each line is a message.
+    """Talk to a model that replies. Through a pipe, each line is a message.
 
     The model reads as much of the conversation as it has room for. /help lists what can be typed
     instead of a message.
@@ -101,11 +104,12 @@ def chat(
         reranker=reranker,
         candidates=candidates,
         device=device,
+        precision=precision,
     )
     # A person is told how to leave; a pipe just ends.
     notes = to_stderr()
     if sys.stdin.isatty():
-        notes.print("/help shows the commands, Ctrl-D leaves.", style="dim")
+        notes.say("/help shows the commands, Ctrl-D leaves.", style="dim")
     # An error ends the message that caused it, not the conversation.
     for message in _messages(notes):
         try:
@@ -115,7 +119,7 @@ def chat(
             elif message.strip():
                 _answer(message.removeprefix("/"), conversation, notes)
         except PretuneError as error:
-            notes.say(f"error: {error}")
+            notes.say(labelled(tr("error"), error_text(error)))
 
 
 def _messages(notes: PlainConsole) -> Iterator[str]:
@@ -133,13 +137,13 @@ def _messages(notes: PlainConsole) -> Iterator[str]:
         try:
             line = input(PROMPT)
         except KeyboardInterrupt:
-            notes.print("\nCtrl-D or /quit leaves.", style="dim")
+            notes.print("\n" + tr("Ctrl-D or /quit leaves."), style="dim")
             continue
         except EOFError:
             print()
             return
         except UnicodeDecodeError:
-            notes.print("error: that was not valid UTF-8")
+            notes.say(labelled(tr("error"), tr("that was not valid UTF-8")))
             continue
         yield line
 
@@ -162,10 +166,10 @@ def _answer(message: str, conversation: Conversation, notes: PlainConsole) -> No
         print(flush=True)
     except KeyboardInterrupt:
         print(flush=True)
-        notes.print("(stopped)", style="dim")
+        notes.say("(stopped)", style="dim")
         return
     if not shown:
-        notes.print("(no reply; your message is dropped from the conversation)", style="dim")
+        notes.say("(no reply; your message is dropped from the conversation)", style="dim")
 
 
 def _command(line: str, conversation: Conversation, notes: PlainConsole) -> bool:
@@ -176,7 +180,7 @@ def _command(line: str, conversation: Conversation, notes: PlainConsole) -> bool
         return False
     if name == "/reset":
         conversation.reset()
-        notes.print("(forgotten)", style="dim")
+        notes.say("(forgotten)", style="dim")
     elif name == "/save":
         file = rest or "chat.jsonl"
         append_conversation(conversation.record if conversation.turns else None, Path(file))
@@ -188,7 +192,7 @@ def _command(line: str, conversation: Conversation, notes: PlainConsole) -> bool
             if setting in SETTINGS:
                 notes.print(f"{setting}={value}")
     elif name == "/help":
-        notes.print(HELP)
+        notes.print(tr(HELP))
     else:
         raise PretuneError(f"no command is called '{name}'", did_you_mean(name, CHAT_COMMANDS))
     return True

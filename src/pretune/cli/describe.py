@@ -11,6 +11,7 @@ from typer import Argument, Option
 from pretune.cli import options
 from pretune.cli.app import command, print_notes, print_result, progress_bar, to_stderr
 from pretune.errors import PretuneError, not_writable
+from pretune.text.spoken_language import tr
 
 
 @command(
@@ -49,6 +50,7 @@ def describe(
     ] = 0.8,
     html: Annotated[Path | None, Option(help="Write everything to one HTML file.")] = None,
     png: Annotated[Path | None, Option(help="Write the charts to this folder.")] = None,
+    lang: options.Lang = None,
     encoding: options.Encoding = "utf-8",
     quoting: options.Quoting = "auto",
     quiet: options.Quiet = False,
@@ -70,7 +72,10 @@ def describe(
     # Read all data, then look at them together: leaks are texts that two files have.
     sources = [*data, *(validation or [])]
     named = {name: name for name in (*(text or ()), label) if name is not None}
-    files = [read(name, encoding=encoding, quoting=quoting, columns=named) for name in sources]
+    files = [
+        read(name, encoding=encoding, quoting=quoting, columns=named, keep_bad=True)
+        for name in sources
+    ]
     for records in files:
         print_notes(records)
     # Near-duplicates are looked for between files, if the extra for that is installed.
@@ -90,7 +95,9 @@ def describe(
     notes = to_stderr()
     if html is not None:
         try:
-            atomic_text(html, description_page(description, "Data: " + ", ".join(sources)))
+            with options.page_language(lang):
+                title = tr(f"Data: {', '.join(sources)}")
+                atomic_text(html, description_page(description, title))
         except OSError as error:
             raise not_writable(html, "--html", error) from None
         notes.say(f"written: {html}")

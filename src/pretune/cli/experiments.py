@@ -27,6 +27,7 @@ class Direction(StrEnum):
     "pretune sweep mrpc model.from=minilm output=runs/sweep --trials 30 "
     "--over train.batch_size=8,16,32 --over train.warmup=0..0.2 --over train.epochs=2..5 "
     "--metric f1",
+    recipe=True,
 )
 def sweep(
     recipe: options.Recipe,

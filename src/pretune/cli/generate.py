@@ -18,7 +18,7 @@ from pretune.errors import DataError, PretuneError
 if TYPE_CHECKING:
     from pretune.bundle.bundle import Bundle
     from pretune.decoding.continuations import Generation, TextChunk
-    from pretune.decoding.sampling import Decoding
+    from pretune.decoding.decoding import Decoding
     from pretune.inference.generate import TextGenerator
     from pretune.tasks.dialogue.layouts import TemplateLayout
 
@@ -82,10 +82,11 @@ def generate(
         Option(
             "--template/--no-template",
             help="Lay out prompts as messages by the chat template. Default: if the model was "
-            "trained with one (task instruct).",
+            "trained with one (task instruct), or is a published one that has one.",
         ),
     ] = None,
     device: options.Device = "auto",
+    precision: options.Precision = "auto",
     allow_pickle: options.AllowPickle = False,
     as_json: Annotated[
         bool, Option("--json", help="Print JSON lines with tokens and log-probabilities.")
@@ -96,7 +97,7 @@ def generate(
     In a file and through a pipe, each line is a prompt.
     """
     from pretune.bundle.bundle import load
-    from pretune.decoding.sampling import Decoding
+    from pretune.decoding.decoding import Decoding
     from pretune.inference.generate import TextGenerator
 
     # Settings and prompts are checked before the model is loaded.
@@ -105,10 +106,11 @@ def generate(
     settings["stop"] = [text.replace("\\n", "\n") for text in stop or ()]
     decoding = Decoding(**settings)
     given = _prompts(prompts, file, encoding)
-    # By default the model's task says whether prompts are messages.
     bundle = load(run, allow_pickle=allow_pickle)
-    layout = {} if template is None else {"template": _template(bundle) if template else None}
-    writer = TextGenerator.of(bundle, device=device, batch_size=batch_size, **layout)
+    layout = {"template": _template_for(bundle, template)}
+    writer = TextGenerator.of(
+        bundle, device=device, precision=precision, batch_size=batch_size, **layout
+    )
     # A blank line keeps its place; a prompt that is given by itself may be empty.
     blank = [] if prompts else [i for i, text in enumerate(given) if not text.strip()]
     if blank:
@@ -120,14 +122,27 @@ def generate(
             print_json_line(generation.to_dict())
         return
     live = sys.stdout.isatty() if stream is None else stream
-    _show(pieces, given, samples, live)
+    # A continuation goes on in the line of its prompt, a reply begins one of its own.
+    shown = given if layout["template"] is None else [f"{text}\n" for text in given]
+    _show(pieces, shown, samples, live)
 
 
-def _template(bundle: Bundle) -> TemplateLayout:
+def _template_for(bundle: Bundle, wanted: bool | None) -> TemplateLayout | None:
+    """Return the chat template that lays out prompts as messages; None: they are continued."""
+    from pretune.bundle.task_file import TASK_FILE
     from pretune.inference.prompts import template_of
 
-    template = template_of(bundle, always=True)
-    if template is None:
+    if wanted is False:
+        return None
+    # A model of ours says by its task what it was trained for, a published one does not.
+    published = bundle.folder is not None and not (bundle.folder / TASK_FILE).is_file()
+    template = template_of(bundle, always=published or wanted is True)
+    if wanted is None and published and template is not None:
+        to_stderr().say(
+            "prompts are laid out as messages by the tokenizer's chat template "
+            "(--no-template: they are continued as they are)"
+        )
+    if wanted and template is None:
         raise PretuneError(
             "--template: the model's tokenizer has no chat template",
             "Train it by the task instruct, or put a chat_template into tokenizer_config.json.",

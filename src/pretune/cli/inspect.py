@@ -10,7 +10,8 @@ from typer import Argument, Option
 
 from pretune.cli import options
 from pretune.cli.app import command, print_result
-from pretune.errors import PretuneError
+from pretune.errors import PretuneError, note
+from pretune.text.spoken_language import tr
 
 if TYPE_CHECKING:
     from pretune.bundle.bundle import Bundle
@@ -22,11 +23,15 @@ if TYPE_CHECKING:
     "pretune inspect runs/tickets --batch 64 --length 256 --json",
     "pretune inspect minilm --tokens 'unaffable films'",
     "pretune inspect minilm --kernels",
-    "pretune inspect minilm --attention 'The cat sat on the mat.' --layer 2 --head 5 -o map.png",
+    "pretune inspect minilm --attention 'The cat sat on the mat.' --layer 2 --head 5 -o map.svg",
 )
 def inspect(
     source: Annotated[
-        str, Argument(metavar="SOURCE", help="A model folder, a run folder, a Hub id, or minilm.")
+        str,
+        Argument(
+            metavar="SOURCE",
+            help="A model folder, a run folder, a Hub id, a GGUF file, minilm or smollm2.",
+        ),
     ],
     batch: Annotated[int, Option(min=1, help="Sequences in a batch, for the memory.")] = 32,
     length: Annotated[
@@ -43,9 +48,16 @@ def inspect(
         str | None,
         Option(metavar="TEXT", help="Draw the attention between the tokens of this text."),
     ] = None,
-    output: Annotated[Path, Option("--output", "-o", help="The picture for --attention.")] = Path(
-        "attention.png"
-    ),
+    output: Annotated[
+        Path,
+        Option(
+            "--output",
+            "-o",
+            help="The picture for --attention: a .png, .svg or .html file. In the last two, texts "
+            "are texts.",
+        ),
+    ] = Path("attention.png"),
+    lang: options.Lang = None,
     layer: Annotated[
         int | None, Option(help="Draw this layer only, counted from 0. Default: all.")
     ] = None,
@@ -67,6 +79,10 @@ def inspect(
     """
     if attention is None and (layer is not None or head is not None):
         raise PretuneError("--layer and --head choose what --attention draws", "Add it.")
+    if attention is not None:
+        from pretune.render.attention_maps import check_kind
+
+        check_kind(output)
     from pretune.bundle.bundle import load, outline
     from pretune.inspection.inspect import (
         inspect_model,
@@ -85,7 +101,8 @@ def inspect(
         views.append(tokens_view(pieces))
     if attention is not None:
         bundle = load(source, allow_pickle=allow_pickle)
-        shown["attention"] = _attention(bundle, attention, output, layer, head)
+        with options.page_language(lang):
+            shown["attention"] = _attention(bundle, attention, output, layer, head)
         views.append(f"wrote {output}")
     if kernels:
         table = kernel_table(outline(source).model)
@@ -102,11 +119,14 @@ def _attention(
     bundle: Bundle, text: str, output: Path, layer: int | None, head: int | None
 ) -> dict[str, Any]:
     from pretune.inspection.inspect import attention_of, chosen
-    from pretune.render.attention_maps import draw_attention
+    from pretune.render.attention_maps import draw_attention, without_signs, write_attention
 
     tokens, maps = attention_of(bundle, text)
     layers = chosen("layer", layer, maps.shape[0])
     heads = chosen("head", head, maps.shape[1])
     picked = maps[layers][:, heads]
-    draw_attention(picked, tokens, layers, heads, output)
+    figure = draw_attention(picked, tokens, layers, heads)
+    write_attention(figure, output, tr(f"Attention: {text}"))
+    if output.suffix.lower() == ".png" and (lacking := without_signs(tokens)) is not None:
+        note(lacking)
     return {"file": str(output), "tokens": tokens, "layers": layers, "heads": heads}

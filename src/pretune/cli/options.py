@@ -3,28 +3,44 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from typer import Argument, Option
 
+from pretune.cli import completion
 from pretune.errors import PretuneError
+from pretune.text.spoken_language import speaking
 
 if TYPE_CHECKING:
     from pretune.bundle.bundle import Bundle
     from pretune.data.records import Records
 
-Run = Annotated[str, Argument(metavar="RUN", help="A run folder, a model folder or a Hub id.")]
+Run = Annotated[
+    str,
+    Argument(
+        metavar="RUN",
+        help="A run folder, a model folder or a Hub id.",
+        autocompletion=completion.models,
+    ),
+]
 RECIPE = Argument(
     metavar="RECIPE_OR_FILE",
     help="A built-in recipe (see `pretune recipes`), a YAML file, or a labelled data file.",
+    autocompletion=completion.recipes,
 )
 Recipe = Annotated[str, RECIPE]
 LabelledData = Annotated[str, Argument(help="A labelled file, or a Hub dataset.")]
 OutputFolder = Annotated[Path, Option("--output", "-o", help="The folder to write.")]
 Overrides = Annotated[
-    list[str] | None, Argument(metavar="[KEY=VALUE]...", help="Values of the recipe to change.")
+    list[str] | None,
+    Argument(
+        metavar="[KEY=VALUE]...",
+        help="Values of the recipe to change.",
+        autocompletion=completion.keys,
+    ),
 ]
 Columns = Annotated[
     list[str] | None,
@@ -64,6 +80,14 @@ AllowPickle = Annotated[
         "people you trust.",
     ),
 ]
+Lang = Annotated[
+    Literal["en", "zh"] | None,
+    Option(
+        "--lang",
+        help="Language of the page, en or zh. Default: that of the terminal (PRETUNE_LANG, or the "
+        "locale).",
+    ),
+]
 Quiet = Annotated[bool, Option("--quiet", "-q", help="Show no progress.")]
 DryRun = Annotated[bool, Option("--dry-run", help="Write nothing, show the table.")]
 ReplaceModel = Annotated[bool, Option("--overwrite", help="Replace an earlier model there.")]
@@ -80,6 +104,11 @@ SAMPLING_SEED = Option(help="Seed of the sampling: the same seed gives the same 
 
 #: The parameters that say how data are to be read.
 _ABOUT_DATA = ("columns", "encoding", "quoting", "max_chars")
+
+
+def page_language(lang: str | None) -> AbstractContextManager[None]:
+    """Context in which a page is written in the language of `--lang`."""
+    return nullcontext() if lang is None else speaking(lang)
 
 
 def column_pairs(given: list[str] | None) -> dict[str, str]:

@@ -44,6 +44,7 @@ class Engine(StrEnum):
     "pretune prepare books/ --tokenizer minilm --output corpus",
     "pretune prepare 'web/*.jsonl.gz' --field content --tokenizer tok --output corpus "
     "--near-duplicates 0.8 --validation 0.01",
+    "pretune prepare s3://bucket/texts --tokenizer tok --output s3://bucket/corpus",
     "pretune prepare novels/ --documents file --join-lines --tokenizer tok --output corpus",
 )
 def prepare(
@@ -51,8 +52,8 @@ def prepare(
         list[str],
         Argument(
             metavar="CORPUS...",
-            help="Files (text, .jsonl, .parquet; .gz too), folders, globs, Hub datasets "
-            "(owner/name[:config]:split).",
+            help="Files (text, .jsonl, .parquet; .gz too), folders, globs, also in object storage "
+            "(s3://bucket/texts), Hub datasets (owner/name[:config]:split).",
         ),
     ],
     tokenizer: Annotated[

@@ -54,6 +54,14 @@ def prompt(
     balanced: Annotated[
         bool, Option("--balanced/--random", help="Draw as many examples of each label as possible.")
     ] = True,
+    chat: Annotated[
+        bool,
+        Option(
+            "--chat",
+            help="Lay out each question as a message and each answer as a reply, by the model's "
+            "chat template.",
+        ),
+    ] = False,
     limit: options.Limit = None,
     output: Annotated[
         Path | None, Option(help="Write all figures and predictions to this JSON file.")
@@ -94,6 +102,7 @@ def prompt(
             answers=_answers(answers),
             score=score,
             balanced=balanced,
+            chat=chat,
             limit=limit,
         )
     # The file has every prediction, what is printed only the figures.

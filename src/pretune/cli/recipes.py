@@ -11,6 +11,7 @@ from typer import Argument, Option
 from pretune.cli import options
 from pretune.cli.app import command, print_live, print_result, to_stdout
 from pretune.errors import RecipeError, did_you_mean
+from pretune.text.spoken_language import ENGLISH, language, speaking, tr
 
 
 @command("init", "pretune init classify > my-recipe.yaml")
@@ -27,7 +28,11 @@ def init(
     from pretune.recipe.recipe import builtin_recipes
 
     # The recipe of that name, where there is one: its model and its data fit the task.
-    text = commented_recipe(task, yaml12.parse(builtin_recipes().get(task, "{}"), task))
+    given = yaml12.parse(builtin_recipes().get(task, "{}"), task)
+    # A recipe is read as UTF-8; what a shell writes to a file in another encoding has to be ASCII.
+    foreign = output is None and not to_stdout().encoding.lower().startswith("utf")
+    with speaking(ENGLISH if foreign else language()):
+        text = commented_recipe(task, given)
     if output is None:
         print_live(text)
         return
@@ -55,14 +60,17 @@ def recipes(name: Annotated[str | None, Argument(help="The recipe to print.")] =
             raise RecipeError(f"no recipe is called '{name}'", did_you_mean(name, known))
         print_live(known[name])
         return
-    table = Table("recipe", "what it does", pad_edge=False)
+    table = Table(tr("recipe"), tr("what it does"), pad_edge=False)
     for key in known:
-        table.add_row(key, Recipe.load(key).description)
+        table.add_row(key, tr(Recipe.load(key).description))
     to_stdout().print(table)
 
 
 @command(
-    "plan", "pretune plan tickets.tsv", "pretune plan mrpc model.from=minilm train.epochs=5 --json"
+    "plan",
+    "pretune plan tickets.tsv",
+    "pretune plan mrpc model.from=minilm train.epochs=5 --json",
+    recipe=True,
 )
 def plan(
     recipe: options.Recipe,
@@ -88,6 +96,7 @@ def plan(
     "plot-schedule",
     "pretune plot-schedule mrpc --updates 345",
     "pretune plot-schedule my-recipe.yaml train.schedule=wsd train.warmup=0.01 --png schedule.png",
+    recipe=True,
 )
 def plot_schedule(
     recipe: options.Recipe,

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     "pretune report runs/emotion test.tsv --output test.html --png pictures",
     "pretune report runs/emotion --explain 20 --example 17 --example 1204",
     "pretune report runs/translate test.de,test.en --set beams=1",
+    "pretune report runs/tickets --lang zh",
 )
 def report(
     context: typer.Context,
@@ -39,6 +40,15 @@ def report(
     overwrite: Annotated[bool, Option("--overwrite", help="Replace an existing page.")] = False,
     png: Annotated[
         Path | None, Option(metavar="FOLDER", help="Write the pictures to this folder too.")
+    ] = None,
+    lang: options.Lang = None,
+    label_errors: Annotated[
+        Path | None,
+        Option(
+            metavar="FILE",
+            help="Of a classifier: write every example with the quality of its label (confident "
+            "learning): a .csv, .tsv, .jsonl or .parquet file.",
+        ),
     ] = None,
     limit: options.Limit = None,
     explain: Annotated[
@@ -68,6 +78,7 @@ def report(
     from pretune.evaluation.examine import examine
     from pretune.evaluation.explain import explain as explain_one
     from pretune.experiments.history import MetricHistory
+    from pretune.inference.answer_table import check_table
     from pretune.render.charts import undrawable
     from pretune.render.report import ReportFacts, check_writable, write_report
     from pretune.training.run_folder import METRICS, RECIPE, RunFolder
@@ -80,12 +91,17 @@ def report(
     is_run = (place / RECIPE).is_file()
     output = output or (place if is_run else Path()) / "report.html"
     check_writable(output, png, overwrite=overwrite)
+    if label_errors is not None:
+        check_table(label_errors, Path(data or ""), overwrite=overwrite)
     bundle = load(run, options=options.option_pairs(task_options), allow_pickle=allow_pickle)
     recipe = RunFolder(place).recipe() if is_run else None
+    result = RunFolder(place).result() if is_run else None
     records = options.records_to_examine(context, run, bundle, data)
     # Every example: its loss, the answer, and whether that is right.
     with progress_bar("examining") as bar:
         examined = examine(bundle, records.head(limit), device=device, progress=bar)
+    if label_errors is not None:
+        _write_label_errors(run, examined, label_errors)
     # A temperature is fitted on the validation data, if the page is about other data.
     calibrates = any(d.distribution for e in examined.examples for d in e.grade.decisions)
     fitted = None
@@ -108,14 +124,40 @@ def report(
         explained=explained,
         sheet=read_sheet(place / SAMPLES),
         fitted=fitted,
+        data={} if result is None else result.data,
     )
-    write_report(facts, output, png)
+    with options.page_language(lang):
+        write_report(facts, output, png)
     note = None if png is None else undrawable(examined.details.get("labels", []))
     if note is not None:
         notes.say(note)
     size = output.stat().st_size / 1e6
     last = f"wrote {output} ({len(examined.examples):,} examples, {size:.1f} MB)"
     print_result({}, last, as_json=False, saved=True)
+
+
+def _write_label_errors(run: str, examined: Examined, output: Path) -> None:
+    """Write every example with what confident learning says of its label."""
+    from pretune.inference.answer_table import AnswerTable
+    from pretune.render.report import examined_label_errors
+
+    errors, records = examined_label_errors(examined), examined.records
+    if errors is None:
+        raise RunError(
+            f"{run}: --label-errors is about answers that are one of several labels",
+            f"Leave it out: the task is {examined.task.name}.",
+        )
+    labels, names = examined.details["labels"], records.renamed
+    # What an interrupted command left is of nothing that can be told from this.
+    output.with_name(f"{output.name}.part").unlink(missing_ok=True)
+    table = AnswerTable(output, {})
+    table.add(
+        {names.get(name, name): value for name, value in records.rows[example.record].items()}
+        | errors.columns(number, labels)
+        for number, example in enumerate(examined.examples)
+    )
+    table.finish()
+    to_stderr().say(f"wrote {output}: {len(errors.suspects):,} labels look wrong")
 
 
 def _numbers(examined: Examined, places: list[int]) -> list[int]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import fields
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
+import typer
 from typer import Argument, Option
 
 from pretune.cli import options
@@ -16,6 +18,27 @@ from pretune.errors import PretuneError, RunError
 _EXTRA = ("starlette", "uvicorn", "prometheus_client", "anyio", "h11")
 #: Folders within a run that a model may be named by: the run's own name tells more.
 _WITHIN_RUNS = ("best", "last")
+#: The panels of the options in the help.
+_ACCESS, _SERVER, _REQUEST = "Who may ask", "Limits of the server", "Limits of a request"
+_CLUSTER = "More than one machine"
+
+#: What runs the service.
+Engine = Literal["process", "ray"]
+
+
+def _server(what: str) -> Any:
+    """An option for a limit on all requests together."""
+    return Option(min=1, help=what, rich_help_panel=_SERVER)
+
+
+def _seconds(what: str) -> Any:
+    """An option for a time that something may take."""
+    return Option(min=0.001, help=f"Seconds {what}", rich_help_panel=_SERVER)
+
+
+def _limit(what: str) -> Any:
+    """An option for a limit on one request."""
+    return Option(min=1, help=what, rich_help_panel=_REQUEST)
 
 
 @command(
@@ -23,12 +46,17 @@ _WITHIN_RUNS = ("best", "last")
     "pretune serve runs/tickets",
     "pretune serve runs/tickets minilm --name qa=runs/squad --port 8080",
     "pretune serve runs/tickets --host 0.0.0.0 --api-key-file keys.txt --access-log",
+    "pretune serve runs/tickets --engine ray --replicas 2",
     "pretune serve runs/tickets --watch   (a better model is taken as soon as training saves it)",
 )
 def serve(
+    context: typer.Context,
     runs: Annotated[
         list[str] | None,
-        Argument(metavar="RUN_OR_MODEL...", help="Run folders, model folders, Hub ids, or minilm."),
+        Argument(
+            metavar="RUN_OR_MODEL...",
+            help="Run folders, model folders, GGUF files, Hub ids, minilm or smollm2.",
+        ),
     ] = None,
     names: Annotated[
         list[str] | None,
@@ -45,29 +73,9 @@ def serve(
     workers: Annotated[
         int, Option(min=1, help="Processes that compute; each holds all models.")
     ] = 1,
-    api_key_file: Annotated[
-        Path | None, Option(help="Keys that clients show, one a line; read again when it changes.")
-    ] = None,
-    insecure: Annotated[
-        bool, Option("--insecure", help="Serve other machines without keys.")
-    ] = False,
-    cors: Annotated[
-        list[str] | None,
-        Option(metavar="ORIGIN", help="Let pages of this origin ask, e.g. https://example.org."),
-    ] = None,
     max_batch_tokens: Annotated[
         int | None, Option(min=1, help="Tokens computed at a time. Default: what suits the device.")
     ] = None,
-    max_queue: Annotated[
-        int, Option(min=1, help="Requests that wait or are computed; further ones get 429.")
-    ] = 512,
-    max_body: Annotated[int, Option(min=1, help="Bytes in the body of a request.")] = 8 << 20,
-    timeout: Annotated[
-        float, Option(min=0.001, help="Seconds that a request may wait and be computed.")
-    ] = 120.0,
-    drain: Annotated[
-        float, Option(min=0, help="Seconds that what is running may take after SIGTERM.")
-    ] = 30.0,
     watch: Annotated[
         bool, Option("--watch", help="Take a run's new best model as soon as it is saved.")
     ] = False,
@@ -76,6 +84,86 @@ def serve(
         Option("--access-log", help="Print a line of JSON for each request, without its text."),
     ] = False,
     allow_pickle: options.AllowPickle = False,
+    api_key_file: Annotated[
+        Path | None,
+        Option(
+            help="Keys that clients show, one a line; read again when it changes.",
+            rich_help_panel=_ACCESS,
+        ),
+    ] = None,
+    insecure: Annotated[
+        bool,
+        Option("--insecure", help="Serve other machines without keys.", rich_help_panel=_ACCESS),
+    ] = False,
+    cors: Annotated[
+        list[str] | None,
+        Option(
+            metavar="ORIGIN",
+            help="Let pages of this origin ask, e.g. https://example.org; may be repeated.",
+            rich_help_panel=_ACCESS,
+        ),
+    ] = None,
+    max_queue: Annotated[int, _server("Requests that wait or are computed.")] = 512,
+    max_connections: Annotated[int, _server("Open connections.")] = 1024,
+    max_bodies: Annotated[int, _server("Bytes in the bodies of all requests under way.")] = 256
+    << 20,
+    timeout: Annotated[float, _seconds("that a request may wait and be computed.")] = 120.0,
+    header_seconds: Annotated[
+        float, _seconds("in which the head of a request has to arrive.")
+    ] = 10.0,
+    body_seconds: Annotated[
+        float, _seconds("in which the body of a request has to arrive.")
+    ] = 30.0,
+    write_seconds: Annotated[
+        float, _seconds("in which a client has to read some of its answer.")
+    ] = 30.0,
+    drain: Annotated[
+        float,
+        Option(
+            min=0,
+            help="Seconds that what is running may take after SIGTERM.",
+            rich_help_panel=_SERVER,
+        ),
+    ] = 30.0,
+    max_body: Annotated[int, _limit("Bytes in the body of a request.")] = 8 << 20,
+    max_depth: Annotated[int, _limit("Lists and objects within each other in JSON.")] = 32,
+    max_values: Annotated[int, _limit("Values in JSON.")] = 200_000,
+    max_inputs: Annotated[int, _limit("Inputs of a request.")] = 2048,
+    max_chars: Annotated[int, _limit("Characters in a text.")] = 200_000,
+    max_request_tokens: Annotated[int, _limit("Tokens in all inputs of a request.")] = 500_000,
+    max_top_k: Annotated[int, _limit("Answers told for each input.")] = 1000,
+    max_new_tokens: Annotated[int, _limit("Tokens in a continuation.")] = 4096,
+    max_samples: Annotated[int, _limit("Continuations of a prompt (n).")] = 16,
+    max_choices: Annotated[int, _limit("Continuations of all prompts of a request.")] = 64,
+    max_stops: Annotated[int, _limit("Texts that end a continuation.")] = 16,
+    max_stop_chars: Annotated[int, _limit("Characters in such a text.")] = 256,
+    max_logprobs: Annotated[int, _limit("Probable tokens told for each token.")] = 20,
+    engine: Annotated[
+        Engine,
+        Option(
+            help="process: here. ray: on a Ray cluster, the one of RAY_ADDRESS or one that is "
+            "started here.",
+            rich_help_panel=_CLUSTER,
+        ),
+    ] = "process",
+    replicas: Annotated[
+        str | None,
+        Option(
+            metavar="N|auto",
+            help="Copies of the service, each with its own workers; auto: as many as are needed. "
+            "Default: 1.",
+            rich_help_panel=_CLUSTER,
+        ),
+    ] = None,
+    ray: Annotated[
+        list[str] | None,
+        Option(
+            metavar="KEY=VALUE",
+            help="An option of Ray Serve's deployment, e.g. autoscaling_config.max_replicas=4 or "
+            "ray_actor_options.num_gpus=1; may be repeated.",
+            rich_help_panel=_CLUSTER,
+        ),
+    ] = None,
 ) -> None:
     """Serve models over HTTP, with a page to try them.
 
@@ -85,35 +173,32 @@ def serve(
     at once.
     """
     models = named_models(runs or [], names or [])
+    on_ray = engine == "ray"
+    if not on_ray and (replicas is not None or ray):
+        option = "--ray" if replicas is None else "--replicas"
+        raise PretuneError(f"{option} is about a Ray cluster", "Add --engine ray, or leave it out.")
     _check_installed()
     from pretune.serving.options import ServeOptions
-    from pretune.serving.server import serve as run_server
     from pretune.text.terminal import in_line
 
     notes = to_stderr()
-    chosen = ServeOptions(
-        models,
-        host=host,
-        port=port,
-        device=device,
-        precision=precision,
-        workers=workers,
-        allow_pickle=allow_pickle,
-        watch=watch,
-        api_key_file=api_key_file,
-        insecure=insecure,
-        cors=tuple(cors or ()),
-        access_log=access_log,
-        drain=drain,
-        timeout=timeout,
-        max_queue=max_queue,
-        max_body=max_body,
-        max_batch_tokens=max_batch_tokens,
-    )
+    # Each setting of the service is an option of the same name.
+    settings: dict[str, Any] = {
+        item.name: context.params.get(item.name) for item in fields(ServeOptions)
+    }
+    chosen = ServeOptions(**{**settings, "models": models, "cors": tuple(cors or ())})
 
     def ready(line: str) -> None:
         # With a log, standard output has nothing else.
         print(in_line(line), file=sys.stderr if access_log else sys.stdout, flush=True)
+
+    if on_ray:
+        from pretune.serving.ray_engine import serve_on_ray
+
+        wanted = {**options.option_pairs(ray), **({"num_replicas": replicas} if replicas else {})}
+        serve_on_ray(chosen, wanted, ready=ready, say=notes.say)
+        return
+    from pretune.serving.server import serve as run_server
 
     run_server(chosen, ready=ready, say=notes.say)
 

@@ -14,6 +14,7 @@ from typer import Argument, Option
 from pretune.cli import options
 from pretune.cli.app import command, print_result, to_stderr
 from pretune.errors import PretuneError
+from pretune.text.spoken_language import tr
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -47,28 +48,30 @@ def tokenizer(
     ],
     output: options.OutputFolder,
     kind: Annotated[
-        str, Option(help="wordpiece (BERT), bpe (GPT-2, on bytes) or char.")
+        str,
+        Option(help="wordpiece (BERT), bpe (GPT-2, on bytes), unigram (SentencePiece) or char."),
     ] = "wordpiece",
     vocab_size: Annotated[
         int | None,
         Option(
             min=1,
-            help="Maximum number of entries. Default: 30522 for wordpiece, 50257 for bpe, all "
-            "characters for char.",
+            help="Maximum number of entries. Default: 30522 for wordpiece, 50257 for bpe, "
+            "32000 for unigram, all characters for char.",
         ),
     ] = None,
     lowercase: Annotated[
         bool | None,
         Option(
             "--lowercase/--cased",
-            help="wordpiece: whether to drop case and accents. Default: drop them.",
+            help="wordpiece: whether to drop case and accents (default: drop them); unigram: case "
+            "(default: keep it).",
         ),
     ] = None,
     special: Annotated[
         list[str] | None, Option(help="An additional special token; may be repeated.")
     ] = None,
     min_frequency: Annotated[
-        int, Option(min=1, help="Do not merge pairs that occur less often.")
+        int, Option(min=1, help="Do not merge pairs that occur less often (wordpiece, bpe).")
     ] = 2,
     alphabet_size: Annotated[
         int | None,
@@ -95,10 +98,10 @@ def tokenizer(
     ] = False,
     as_json: options.AsJson = False,
 ) -> None:
-    """Train a tokenizer on raw text: WordPiece, byte-level BPE or characters.
+    """Train a tokenizer on raw text: WordPiece, byte-level BPE, Unigram or characters.
 
     The folder opens in pretune and, with AutoTokenizer, in transformers. The same corpus gives the
-    same vocabulary.
+    same vocabulary (unigram: but for the last digits of its scores).
     """
     from pretune.tokenizers.train import DEFAULT_SIZES, check_options
 
@@ -135,7 +138,7 @@ def _train(
         # Read the corpus once and keep an even sample.
         on_disk = all(map(os.path.isfile, files))
         volume = sum(map(os.path.getsize, files)) if on_disk else None
-        reading = bar.add_task("reading", total=volume)
+        reading = bar.add_task(tr("reading"), total=volume)
         pieces = iter_texts(
             files, encoding=encoding, field=field, on_bytes=lambda n: bar.advance(reading, n)
         )
@@ -239,36 +242,42 @@ def _view(facts: dict[str, Any], figures: TokenizerFigures) -> Iterator[Table | 
 
     # Where it comes from.
     read, used = facts["bytes"], facts["bytes_of_sample"]
-    yield Text(
+    first = tr(
         f"{facts['kind']} tokenizer with {figures.vocab_size:,} entries, from {_mib(read)} of text "
         f"in {facts['files']:,} {'file' if facts['files'] == 1 else 'files'}"
-        + (f" (an even sample of {_mib(used)})" if used < read else ""),
-        "bold",
     )
+    sampled = tr(f" (an even sample of {_mib(used)})") if used < read else ""
+    yield Text(first + sampled, "bold")
     # A small corpus may not have enough pairs for the size that was asked for.
     if facts["asked_for"] is not None and figures.vocab_size < facts["asked_for"]:
-        pairs = "no other pair that is frequent enough"
-        more = "no more characters" if facts["kind"] == "char" else pairs
-        yield Text(f"fewer than the {facts['asked_for']:,} asked for: the text has {more}")
+        wanted = f"{facts['asked_for']:,}"
+        if facts["kind"] == "char":
+            why = tr(f"fewer than the {wanted} asked for: the text has no more characters")
+        else:
+            why = tr(
+                f"fewer than the {wanted} asked for: the text has no other pair that is frequent "
+                "enough"
+            )
+        yield Text(why)
     # How well it does: few unknown tokens and many characters a token are good.
+    size = _mib(facts["bytes_measured_on"])
     table = Table(
-        f"on {_mib(facts['bytes_measured_on'])} "
-        + ("held out" if facts["held_out"] else "of the text trained on"),
+        tr(f"on {size} held out") if facts["held_out"] else tr(f"on {size} of the text trained on"),
         Column("", justify="right"),
         pad_edge=False,
     )
-    table.add_row("tokens that are [UNK]", f"{figures.unknown:.3%}")
-    table.add_row("characters per token", f"{figures.characters_per_token:.2f}")
-    table.add_row("bytes per token", f"{figures.bytes_per_token:.2f}")
+    table.add_row(tr("tokens that are [UNK]"), f"{figures.unknown:.3%}")
+    table.add_row(tr("characters per token"), f"{figures.characters_per_token:.2f}")
+    table.add_row(tr("bytes per token"), f"{figures.bytes_per_token:.2f}")
     yield table
     # What it learned first, and how it splits lines of the text.
     if figures.first:
-        yield Text("first merges    " + _listed(figures.first))
-        yield Text("longest tokens  " + _listed(figures.longest))
+        yield Text(tr("first merges") + "    " + _listed(figures.first))
+        yield Text(tr("longest tokens") + "  " + _listed(figures.longest))
     for line, tokens in figures.examples:
         yield Text(f"\n{line}", "bold")
         yield Text(_listed(tokens))
-    yield Text(f"\nwrote {facts['folder']}")
+    yield Text("\n" + tr(f"wrote {facts['folder']}"))
 
 
 def _listed(tokens: tuple[str, ...]) -> str:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from typer import Option
+from typer import Exit, Option
 
 from pretune.cli import options
-from pretune.cli.app import STOPPED_BY, command, fail, print_result
+from pretune.cli.app import STOPPED_BY, command, fail, print_result, progress_bar
 from pretune.errors import PretuneError
 
 if TYPE_CHECKING:
+    from pretune.recipe.recipe import Recipe
     from pretune.training.run_result import RunResult
+
+#: In place of a run's folder: that of the recipe, whether there is a run in it or not.
+AUTO = "auto"
 
 
 @command(
@@ -20,19 +25,41 @@ if TYPE_CHECKING:
     "pretune train tickets.tsv",
     "pretune train mrpc model.from=minilm train.epochs=2",
     "pretune train my-recipe.yaml output=runs/second --seeds 3",
+    "pretune train tickets.tsv --folds 5 --group customer",
     "pretune train --resume runs/second",
-    "torchrun --nproc-per-node 2 -m pretune train my-recipe.yaml",
+    "pretune train my-recipe.yaml --resume auto",
+    "torchrun --nproc-per-node 2 --max-restarts 3 -m pretune train my-recipe.yaml --resume auto",
+    recipe=True,
 )
 def train(
     recipe: Annotated[str | None, options.RECIPE] = None,
     overrides: options.Overrides = None,
     resume: Annotated[
         str | None,
-        Option(metavar="RUN", help="Continue a stopped or killed run, exactly where it was."),
+        Option(
+            metavar="RUN",
+            help="Continue a stopped or killed run, exactly where it was. auto: the run of RECIPE, "
+            "or a new one where there is none.",
+        ),
     ] = None,
     seeds: Annotated[
         int, Option(min=1, help="Train with this many seeds and show the mean ± sd.")
     ] = 1,
+    folds: Annotated[
+        int | None,
+        Option(
+            min=2,
+            help="Cross-validation: train this many times, each validated on another part of the "
+            "data, and show the mean ± sd.",
+        ),
+    ] = None,
+    group: Annotated[
+        str | None,
+        Option(
+            metavar="COLUMN",
+            help="With --folds: keep records with the same value of this column in one part.",
+        ),
+    ] = None,
     overwrite: Annotated[
         bool, Option("--overwrite", help="Delete an earlier run in the output folder.")
     ] = False,
@@ -48,47 +75,105 @@ def train(
     130, 143 or 129. Without a reader of its notes (`| head`) training goes on.
     """
     from pretune.training.run import resume as resume_run
-    from pretune.training.run import resume_command, train_recipe, train_seeds
+    from pretune.training.run import resume_command, train_or_resume, train_recipe
+    from pretune.training.several_runs import train_seeds
     from pretune.training.stop import Interrupted
 
-    # With --resume the first argument is no recipe but the first override.
-    changes = [*([recipe] if resume is not None and recipe is not None else []), *(overrides or [])]
+    changes, named = list(overrides or []), resume not in (None, AUTO)
+    if named and recipe is not None:
+        changes.insert(0, recipe)  # with a run, the first argument is the first override
     try:
+        if resume is not None and (seeds > 1 or overwrite or folds is not None):
+            raise PretuneError("--resume continues one run: no --seeds, --folds or --overwrite")
         # Go on with a run that was stopped.
-        if resume is not None:
-            if seeds > 1 or overwrite:
-                raise PretuneError("--resume continues one run: no --seeds, no --overwrite")
+        if resume is not None and named:
             _show_result(resume_run(resume, changes, quiet=quiet), as_json=as_json)
             return
         if recipe is None:
             raise PretuneError(
-                "there is nothing to train", "pretune train RECIPE_OR_FILE, or --resume RUN"
+                "there is nothing to train",
+                "pretune train RECIPE_OR_FILE, also with --resume auto; or --resume RUN",
             )
         from pretune.recipe.recipe import Recipe
 
-        # Or begin: once, or with several seeds.
+        # Or begin, or whichever it is: once, on several parts of the data, or with several seeds.
+        _check_folds(folds, group, seeds)
         chosen = Recipe.load(recipe, changes)
+        if resume == AUTO:
+            _show_result(train_or_resume(chosen, quiet=quiet), as_json=as_json)
+            return
+        if folds is not None:
+            _cross_validate(chosen, folds, group, overwrite=overwrite, quiet=quiet, as_json=as_json)
+            return
         if seeds == 1:
             result = train_recipe(chosen, overwrite=overwrite, quiet=quiet)
             _show_result(result, as_json=as_json)
             return
         several = train_seeds(chosen, seeds, overwrite=overwrite, quiet=quiet)
     except Interrupted as stopped:
+        from pretune.training.distributed import environment_world
+
+        if not environment_world().main:  # of several processes only the first one says it
+            raise Exit(STOPPED_BY + stopped.signal) from None
         # A run by itself is resumed; with several seeds the same command skips those that are done.
         again = resume_command(stopped.folder)
         if "=FILE" in again:
             again += "  (the data came through a pipe, and is gone: save the same to FILE)"
-        if seeds > 1:
+        if seeds > 1 or folds is not None:
             again = "the same command" + (", without --overwrite" if overwrite else "")
         fail(
             f"{stopped}\ngo on:  {again}\nuse it: {_usage(stopped.folder, 'last')}",
             STOPPED_BY + stopped.signal,
         )
-    from pretune.experiments.seeds import seeds_to_dict
-    from pretune.render.result_views import seeds_view
+    from pretune.experiments.failed_runs import several_to_dict
+    from pretune.render.result_views import several_view
 
-    shown = seeds_view(several)
-    print_result(seeds_to_dict(several), shown, as_json=as_json, saved=True)
+    shown = several_view(several)
+    print_result(several_to_dict(several), shown, as_json=as_json, saved=True)
+
+
+def _check_folds(folds: int | None, group: str | None, seeds: int) -> None:
+    """Check what --folds excludes, and what needs it."""
+    if group is not None and folds is None:
+        raise PretuneError("--group is about --folds N, and there is none")
+    if folds is not None and seeds > 1:
+        raise PretuneError("give --folds or --seeds, not both", "Leave one of them out.")
+    if folds is not None and "RANK" in os.environ:
+        raise PretuneError("--folds is for one process", "Train without torchrun.")
+
+
+def _cross_validate(
+    recipe: Recipe, folds: int, group: str | None, *, overwrite: bool, quiet: bool, as_json: bool
+) -> None:
+    """Train and validate on every part, and write the out-of-fold answers and the report."""
+    from pretune.experiments.out_of_fold import (
+        TABLE,
+        folds_to_dict,
+        out_of_fold,
+        write_out_of_fold,
+    )
+    from pretune.recipe.schema import FoldSection
+    from pretune.render.folds_report import PAGE, write_folds_report
+    from pretune.render.result_views import out_of_fold_view, several_view
+    from pretune.training.several_runs import train_folds
+
+    several = train_folds(recipe, folds, group=group, overwrite=overwrite, quiet=quiet)
+    # Each record is answered by the run that did not learn from it.
+    part = FoldSection(number=1, of=folds, group=group)
+    with progress_bar("answering", folds, shown=not quiet) as bar:
+        answers = out_of_fold(recipe, several, part, progress=bar)
+    folder = Path(recipe.output)
+    write_out_of_fold(folder, several, answers)
+    write_folds_report(folder / PAGE, several, answers)
+    print_result(
+        folds_to_dict(several, answers),
+        several_view(several),
+        out_of_fold_view(answers),
+        f"every answer: {folder / TABLE}",
+        f"look at it:   {folder / PAGE}",
+        as_json=as_json,
+        saved=True,
+    )
 
 
 def _show_result(result: RunResult, *, as_json: bool) -> None:

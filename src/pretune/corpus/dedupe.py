@@ -36,6 +36,11 @@ def digest(text: str) -> bytes:
     return hashlib.blake2b(words.encode("utf-8"), digest_size=DIGEST_BYTES).digest()
 
 
+def text_key(text: str) -> bytes:
+    """A digest that is equal for texts that differ only in case and spaces."""
+    return digest(text.casefold())
+
+
 def held_back(key: bytes, share: float) -> bool:
     """Whether a document with this digest belongs to the validation data.
 

@@ -16,9 +16,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from pretune.data.readers.hub import HUB_DATASET, hub_table
 from pretune.data.readers.parquet import cell_values, opened_parquet
 from pretune.errors import DataError, did_you_mean, similar_file
+from pretune.storage.object_store import is_url, listed, look_up
 from pretune.text.byte_stream import is_file, spooled
 from pretune.text.decode import SURROGATE, Problem, checked_text, decoded, json_field
 from pretune.text.raw_text import IN_FOLDERS, files_in_folder, is_text_file, text_kind
+from pretune.text.terminal import names_in_line
 
 if TYPE_CHECKING:
     from pyarrow import Array as ArrowArray
@@ -43,7 +45,7 @@ class CorpusSource:
     @property
     def path(self) -> str:
         """One name for all spellings of its path."""
-        return self.name if self.kind == "hub" else os.path.realpath(self.name)
+        return self.name if self.kind == "hub" else _path(self.name)
 
     def to_dict(self) -> dict[str, Any]:
         """Its entry in the manifest of a corpus."""
@@ -55,9 +57,13 @@ class CorpusSource:
         Manifests of earlier versions have neither `path` nor `modified`.
         """
         name = entry["name"]
-        path = entry.get("path", name if self.kind == "hub" else os.path.realpath(name))
+        path = entry.get("path", name if self.kind == "hub" else _path(name))
         modified = entry.get("modified", self.modified)
         return (path, entry["size"], modified) == (self.path, self.size, self.modified)
+
+
+def _path(name: str) -> str:
+    return name if is_url(name) else os.path.realpath(name)
 
 
 def find_sources(given: Sequence[str | Path]) -> list[CorpusSource]:
@@ -67,8 +73,9 @@ def find_sources(given: Sequence[str | Path]) -> list[CorpusSource]:
 
     Args:
         given: files; folders (all files in them and in the folders below whose names end in one of
-            `IN_FOLDERS`, with `.gz` after it or not, or in `.parquet`); globs (`data/**/*.txt`); or
-            Hub datasets as `owner/name[:config]:split`.
+            `IN_FOLDERS`, with `.gz` after it or not, or in `.parquet`); globs (`data/**/*.txt`);
+            any of these in object storage (`s3://bucket/texts`); or Hub datasets as
+            `owner/name[:config]:split`.
 
     Raises:
         DataError: a source is missing, holds nothing to read, or has a format that is not read.
@@ -84,6 +91,8 @@ def find_sources(given: Sequence[str | Path]) -> list[CorpusSource]:
 
 def _find(given: str) -> list[CorpusSource]:
     # A file, a folder, a pattern or a Hub dataset: files on the disk come first.
+    if is_url(given):
+        return _stored(given)
     if is_file(given):
         return [_file(given)]
     if os.path.isdir(given):
@@ -108,11 +117,29 @@ def _find(given: str) -> list[CorpusSource]:
     )
 
 
+def _stored(given: str) -> list[CorpusSource]:
+    """The objects in storage that a name, a prefix or a pattern stands for."""
+    whole = None if glob.has_magic(given) else look_up(given)
+    stored = [whole] if whole is not None else listed(given)
+    if whole is None and not glob.has_magic(given):
+        stored = [own for own in stored if own.url.endswith(PARQUET) or is_text_file(own.url)]
+    if not stored:
+        raise DataError(
+            f"{given}: no corpus is stored there",
+            f"Below a prefix names must end in one of {', '.join((*IN_FOLDERS, PARQUET))}; others "
+            "can be given by name.",
+        )
+    return [CorpusSource(own.url, _kind(own.url), own.size, own.number) for own in stored]
+
+
+def _kind(name: str) -> str:
+    return "parquet" if name.lower().endswith(PARQUET) else text_kind(name)
+
+
 def _file(name: str) -> CorpusSource:
     # A pipe is copied first; the time of the copy tells it from an earlier pipe of that name.
     status = os.stat(spooled(name))
-    kind = "parquet" if name.lower().endswith(PARQUET) else text_kind(name)
-    return CorpusSource(name, kind, status.st_size, status.st_mtime_ns)
+    return CorpusSource(name, _kind(name), status.st_size, status.st_mtime_ns)
 
 
 @dataclass(frozen=True)
@@ -351,7 +378,7 @@ def _table_documents(
 def _check_column(name: str, columns: list[str], source: CorpusSource) -> None:
     if name not in columns:
         raise DataError(
-            f"{source.name}: no column '{name}'; it has {', '.join(map(repr, columns))}",
+            f"{source.name}: no column '{name}'; it has {names_in_line(columns)}",
             f"{did_you_mean(name, columns)} Name the column of the texts with --field.",
         )
 

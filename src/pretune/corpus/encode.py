@@ -16,6 +16,7 @@ from tokenizers import Tokenizer as RustTokenizer
 from pretune.corpus.dedupe import Signature, digest, signature
 from pretune.data.arrays import Array
 from pretune.text.sentence_ends import sentence_spans
+from pretune.tokenizers.engines import literal_engine
 from pretune.tokenizers.tokenizer import explained
 from pretune.tokenizers.unknown import DroppedCharacters
 
@@ -120,7 +121,7 @@ class Encoder:
 
     def __init__(self, settings: EncoderSettings) -> None:
         self.settings = settings
-        self.engine = RustTokenizer.from_str(settings.tokenizer)
+        self.engine = literal_engine(RustTokenizer.from_str(settings.tokenizer))
         # A text with "[SEP]" in it is about that token: nothing is separated there.
         self.engine.encode_special_tokens = True
         self.dropped = DroppedCharacters(self.engine)

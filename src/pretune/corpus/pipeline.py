@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -34,10 +35,14 @@ from pretune.corpus.store import (
     VALIDATION_SPLIT,
     VERSION,
     Corpus,
+    read_manifest,
     sum_counts,
 )
 from pretune.corpus.unfinished import Journal, KeptDocuments, ShardWriter
-from pretune.errors import DataError
+from pretune.errors import CheckpointError, DataError
+from pretune.host import usable_cores
+from pretune.storage.cache_folder import cache_folder
+from pretune.storage.object_store import is_url, local_copy, look_up, send_folder, url_of
 from pretune.text.decode import check_encoding
 from pretune.tokenizers.tokenizer import Tokenizer
 
@@ -120,7 +125,9 @@ def prepare(
     Args:
         sources: files, folders, globs, Hub datasets (see `find_sources`).
         tokenizer: a folder or a file with a tokenizer, a run folder, `minilm` or a Hub id.
-        output: the folder to make. If it is there, made by the same call, nothing is done.
+        output: the folder to make. If it is there, made by the same call, nothing is done. One in
+            object storage (`s3://bucket/corpus`) is made in the cache, and sent when it is whole;
+            its manifest comes last.
         settings: how to read and clean; default: `Settings()`.
         engine: "processes" or "ray".
         workers: number of processes that tokenize; default: one for each core.
@@ -134,22 +141,41 @@ def prepare(
     settings = settings or Settings()
     settings.check()
     origins = find_sources(sources)
-    output = Path(os.path.abspath(output))
+    stored = url_of(output) if is_url(output) else None
+    output = Path(os.path.abspath(output)) if stored is None else _aside(stored)
     loaded = find_tokenizer(tokenizer)
     try:
         work = _Preparation(origins, loaded, output, settings, on_progress)
+        if stored is not None and (there := work.manifests_in(stored)) is not None:
+            return Prepared(stored, *there, found=True)
         with work.journal.locked():
             ready = work.is_ready()
             if ready:
                 work.journal.clear()
             else:
-                work.run(engine, workers or len(os.sched_getaffinity(0)), restart)
-            return Prepared(str(output), *work.manifests(), found=ready)
+                work.run(engine, workers or usable_cores(), restart)
+            made = Prepared(stored or str(output), *work.manifests(), found=ready)
+            if stored is not None:
+                names = [f"{VALIDATION_SPLIT}/{CORPUS_MANIFEST}", CORPUS_MANIFEST]
+                send_folder(output, stored, last=names)
+                shutil.rmtree(output)
+            return made
     except OSError as error:
         raise DataError(
             f"{output}: cannot be written ({error.strerror or error})",
             "Once that is fixed, the same command goes on where it stopped.",
         ) from error
+
+
+def _aside(url: str) -> Path:
+    """The folder in the cache where a corpus is made that is sent to object storage."""
+    base = cache_folder()
+    if base is None:
+        raise DataError(
+            f"{url}: there is no place to make it in, as PRETUNE_CACHE=off",
+            "Name a folder with room for it: PRETUNE_CACHE=FOLDER.",
+        )
+    return base / "prepared" / hashlib.sha256(url.encode()).hexdigest()[:16]
 
 
 class _Preparation:
@@ -163,6 +189,11 @@ class _Preparation:
     ) -> None:
         self.sources, self.tokenizer, self.output = sources, tokenizer, output
         self.settings, self.on_progress = settings, on_progress
+        if tokenizer.cutter is not None:
+            raise CheckpointError(
+                f"{tokenizer.origin}: the tokenizer of a translator (OPUS-MT) prepares no corpus",
+                "Take one of a single file: a tokenizer.json, or one of `pretune tokenizer`.",
+            )
         self.journal = Journal(output)
         self.dtype = "uint16" if tokenizer.vocab_size <= 2**16 else "uint32"
         self.splits = ["train"] + [VALIDATION_SPLIT] * (settings.validation > 0)
@@ -180,7 +211,26 @@ class _Preparation:
         """Whether the corpus is there already; a folder with anything else is a DataError."""
         if not self.output.exists() or (self.output.is_dir() and not any(self.output.iterdir())):
             return False
-        manifest = Corpus.open(self.output).manifest
+        self._check_same(Corpus.open(self.output).manifest, str(self.output))
+        return True
+
+    def manifests_in(self, url: str) -> tuple[Mapping[str, Any], Mapping[str, Any] | None] | None:
+        """The manifests of the corpus in object storage; None where none is there.
+
+        Raises:
+            DataError: another corpus is there.
+        """
+        names = [self._folder(split, Path()) / CORPUS_MANIFEST for split in self.splits]
+        places = [f"{url}/{name.as_posix()}" for name in names]
+        # The one of the whole corpus is written last.
+        if look_up(places[0]) is None:
+            return None
+        manifests = [read_manifest(local_copy(place)) for place in places if look_up(place)]
+        self._check_same(manifests[0], url)
+        return manifests[0], manifests[1] if len(manifests) > 1 else None
+
+    def _check_same(self, manifest: Mapping[str, Any], place: str) -> None:
+        """Raise a DataError unless a manifest is that of the corpus to be made."""
         wanted = json.loads(json.dumps(self.description()))
         same = {key: manifest[key] == wanted[key] for key in ("tokenizer", "settings")}
         entries = manifest["sources"]
@@ -191,10 +241,9 @@ class _Preparation:
         for key, is_same in same.items():
             if not is_same:
                 raise DataError(
-                    f"{self.output}: exists already, with {_OTHER[key]}",
+                    f"{place}: exists already, with {_OTHER[key]}",
                     "Choose another --output, or remove it first.",
                 )
-        return True
 
     def manifests(self) -> tuple[Mapping[str, Any], Mapping[str, Any] | None]:
         """The manifests of the finished corpus and of its validation data."""

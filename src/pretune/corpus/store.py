@@ -22,6 +22,7 @@ import numpy as np
 
 from pretune.data.arrays import Array
 from pretune.errors import DataError
+from pretune.storage.object_store import is_url, local_folder, look_up
 from pretune.tokenizers.load import load_tokenizer
 from pretune.tokenizers.tokenizer import Tokenizer
 
@@ -119,7 +120,7 @@ class Corpus:
         Raises:
             DataError: not a corpus, or damaged; names the file.
         """
-        corpus = _open_maps(Path(folder), verify=verify)
+        corpus = _open_maps(_at_hand(folder), verify=verify)
         for shard in corpus._shards:
             shard.check()
         if verify:
@@ -231,9 +232,16 @@ class Corpus:
         return hashlib.sha256("\n".join(hashes).encode("ascii")).hexdigest()
 
 
+def _at_hand(place: str | Path) -> Path:
+    """The folder of a corpus on the disk: of one in object storage a copy, without others in it."""
+    if not is_url(place):
+        return Path(place)
+    return local_folder(place, lambda name: not name.startswith(f"{VALIDATION_SPLIT}/"))
+
+
 def _open_maps(folder: Path, verify: bool = False) -> Corpus:
     """Open a corpus without a look at its positions."""
-    manifest = _read_manifest(folder / CORPUS_MANIFEST)
+    manifest = read_manifest(folder / CORPUS_MANIFEST)
     # Tokens are counted through all shards, so each shard knows how many come before it.
     shards: list[_Shard] = []
     before = 0
@@ -250,7 +258,8 @@ def _open_maps(folder: Path, verify: bool = False) -> Corpus:
     return Corpus(folder, manifest, shards, ends)
 
 
-def _read_manifest(path: Path) -> dict[str, Any]:
+def read_manifest(path: Path) -> dict[str, Any]:
+    """Read and check the manifest of a corpus; a DataError where it is none, or damaged."""
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -368,8 +377,9 @@ def _check_digest(value: object) -> None:
 
 
 def is_corpus(path: str | Path) -> bool:
-    """Whether this is a folder that `pretune prepare` made."""
-    return os.path.isfile(os.path.join(path, CORPUS_MANIFEST))
+    """Whether this is a folder that `pretune prepare` made, on the disk or in object storage."""
+    name = os.path.join(path, CORPUS_MANIFEST)
+    return look_up(name) is not None if is_url(path) else os.path.isfile(name)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from pretune.checkpoints.atomic_io import atomic_text, sync_path, take_lock
+from pretune.checkpoints.atomic_io import atomic_text
 from pretune.corpus.dedupe import DIGEST_BYTES, PERMUTATIONS, Duplicates, Signature
 from pretune.corpus.encode import EncodedDocument
 from pretune.corpus.store import (
@@ -30,6 +30,7 @@ from pretune.corpus.store import (
 )
 from pretune.data.arrays import Array
 from pretune.errors import DataError
+from pretune.host import sync_path, take_lock
 
 _SIGNATURE_BYTES = 4 * PERMUTATIONS
 

@@ -113,6 +113,20 @@ class PackedBatch:
         lengths = torch.tensor(self.layout.lengths, device=self.tokens.device)
         return torch.repeat_interleave(lengths, output_size=self.num_tokens)
 
+    def positions_after(self, pad: int) -> Tensor:
+        """Positions that count from `pad` + 1 and pass over the tokens `pad`, `[T]`.
+
+        Those tokens have the position `pad` themselves, as fairseq numbers them (RoBERTa).
+        """
+        padding = self.tokens == pad
+        # A text hardly ever has the name of the padding token in it; elsewhere, asking would wait.
+        if padding.device.type == "cpu" and not bool(padding.any()):
+            return self.positions + (pad + 1)
+        passed = padding.cumsum(0)
+        rows = torch.arange(len(padding), device=padding.device)
+        earlier = (passed - padding.long())[rows - self.positions]  # before each sequence
+        return (self.positions + (pad + 1) - (passed - earlier)).masked_fill(padding, pad)
+
     @cached_property
     def first(self) -> Selection:
         """The first token of each sequence (`[CLS]`)."""
@@ -149,6 +163,12 @@ class PackedBatch:
             targets={name: t[rows] for name, t in self.targets.items() if len(t) == whole},
             index=self.index,
         )
+
+    def means(self, values: Tensor) -> Tensor:
+        """Average each sequence's rows of values `[T, ...]`, `[B, ...]` in float32."""
+        lengths = torch.tensor(self.layout.lengths, device=values.device)
+        # Not index_add, whose order of summing differs from run to run on CUDA.
+        return torch.segment_reduce(values.float(), "mean", lengths=lengths)
 
     def where(self, mask: Tensor) -> Selection:
         """The tokens where a mask `[T]` is true; any number in each sequence."""

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shlex
 from collections.abc import Collection, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
-from pretune.data.records import Records, not_finite
+from pretune.data.records import ColumnNames, Records, is_missing, not_finite, usual_names
 from pretune.errors import DataError, did_you_mean
 from pretune.text.decode import SURROGATE
+from pretune.text.terminal import names_in_line
 
 #: Names of text columns in public data sets; the first group whose columns are all there is taken.
 _TEXTS = (
@@ -33,6 +37,12 @@ _NUMBER = re.compile(r"-?[1-9]\d{0,5}")
 _NAME_CHARS, _NAME_WORDS = 50, 5
 #: How much of a first line is shown.
 _SHOWN_CHARS = 100
+#: A column of labels has at most so many different values, and each of them twice on average.
+_MOST_LABELS = 100
+#: Words of names of columns.
+_NAME_PARTS = re.compile(r"[^\W_]+")
+#: A value that YAML reads as a text of these characters, without quotes.
+_PLAIN_YAML = re.compile(r"(?!(?:true|false|null|yes|no|on|off)$)[^\W\d][\w .-]*", re.IGNORECASE)
 
 
 def column_number(name: str | None) -> int | None:
@@ -155,7 +165,7 @@ def text_columns(
         texts = [name for name in others if lengths[name] == max(lengths.values()) > 0][:1]
     if not texts:
         raise DataError(
-            f"{records.origin}: no column looks like text; it has {', '.join(records.columns)}",
+            f"{records.origin}: no column looks like text; it has {names_in_line(records.columns)}",
             "Name the column of the texts.",
         )
     return tuple(texts)
@@ -167,11 +177,138 @@ def usual_texts(columns: Collection[str]) -> tuple[str, ...] | None:
 
 
 def label_column(records: Records, wanted: str | None = None) -> str | None:
-    """The column of the labels: as a person `wanted` (else a DataError), a usual one, or None."""
+    """The column of the labels: as a person `wanted` (else a DataError), a usual one, or a guess.
+
+    It is guessed as for a training: by its values, and where several fit, by words in its name.
+    None where that leaves none, or several.
+    """
     if wanted is not None:
         check_column(records, wanted)
         return wanted
-    return next((name for name in _LABELS if name in records.columns), None)
+    usual = next((name for name in _LABELS if name in records.columns), None)
+    if usual is not None:
+        return usual
+    fits = [column for column in records.columns if _has_labels(records, column)]
+    if called := _called("label", fits):
+        return called[0] if len(called) == 1 else None
+    # Texts may repeat as well, and are no labels.
+    left = [column for column in fits if not _has_texts(records, column)]
+    texts = any(_has_texts(records, column) for column in records.columns)
+    return left[0] if texts and len(left) == 1 else None
+
+
+def guess_columns(
+    records: Records, needed: Sequence[str], columns: Mapping[str, str]
+) -> dict[str, str]:
+    """Guess which columns hold what a task needs and no name tells.
+
+    By their content, and where that leaves several, by words in their names.
+
+    Args:
+        records: under the names of their source.
+        needed: the task's names of the columns.
+        columns: these -> the names in the data, where somebody gives them.
+
+    Returns:
+        the task's names -> those in the data; empty where nothing is missing, or where what is
+        missing could be several columns or none, or what a person named is missing.
+    """
+    given = columns.given if isinstance(columns, ColumnNames) else {}
+    there = {*records.columns}
+    own = {name: {columns.get(name, name), name} & there for name in needed}
+    lacking = [name for name in needed if not own[name]]
+    if not lacking or any(columns[name] not in there for name in given):
+        return {}
+    free = [c for c in records.columns if not any(c in names for names in own.values())]
+    guessed: dict[str, str] = {}
+    # Labels first: names of classes may be as long as texts are.
+    for name in sorted(lacking, key=lambda name: name in _FREE_TEXTS):
+        left = [column for column in free if column not in guessed.values()]
+        column = _guess(records, name, left)
+        if column is None:
+            return {}
+        guessed[name] = column
+    return {name: guessed[name] for name in lacking}
+
+
+#: The columns of texts that any column of texts may be.
+_FREE_TEXTS = ("text", "sentence1", "sentence2")
+
+
+def _guess(records: Records, name: str, columns: Sequence[str]) -> str | None:
+    """The column that is meant by a task's name; None where it could be several, or none."""
+    if name in _FREE_TEXTS:
+        fits = [column for column in columns if _has_texts(records, column)]
+    elif name == "label":
+        labels = [column for column in columns if _has_labels(records, column)]
+        # Texts that repeat are labels only where nothing else is.
+        fits = [column for column in labels if not _has_texts(records, column)] or labels
+    elif name == "score":
+        fits = [column for column in columns if _has_scores(records, column)]
+    else:
+        fits = list(columns)
+    called = _called(name, fits)
+    if len(called) == 1:
+        return called[0]
+    # Two columns of texts are a pair, in their order.
+    limit = 2 if name == "sentence1" else 1
+    by_content = name in (*_FREE_TEXTS, "label", "score") and not called
+    return fits[0] if by_content and 0 < len(fits) <= limit else None
+
+
+def _called(name: str, columns: Sequence[str]) -> list[str]:
+    """Those columns whose names, or words in them, are usual for what a task calls `name`."""
+    usual = {name, *usual_names(name)}
+    return [c for c in columns if usual & {*map(str.casefold, (c, *_NAME_PARTS.findall(c)))}]
+
+
+def _probed(records: Records, name: str) -> list[Any]:
+    """The values of a column in the first rows, but for missing ones."""
+    rows = records.rows[:_PROBED_ROWS]
+    return [value for row in rows if not is_missing(value := row.get(name))]
+
+
+def _has_texts(records: Records, name: str) -> bool:
+    """Whether a column has texts rather than names, numbers or keys."""
+    if _mean_length(records, name) < _TEXT_CHARS:
+        return False
+    values = [as_text(value) or "" for value in _probed(records, name)]
+    return 2 * sum(" " in value or not value.isascii() for value in values) >= len(values)
+
+
+def _has_labels(records: Records, name: str) -> bool:
+    """Whether the values of a column repeat as labels do."""
+    if name in records.categories:
+        return True
+    values = _probed(records, name)
+    if not all(isinstance(value, str | int) for value in values):
+        return False
+    return 2 <= len({str(value).strip() for value in values}) <= min(_MOST_LABELS, len(values) // 2)
+
+
+def _has_scores(records: Records, name: str) -> bool:
+    """Whether a column has numbers, other than those that count the rows."""
+    values = _probed(records, name)
+    if not values or not all(_is_number(str(value)) for value in values):
+        return False
+    numbers = [float(value) for value in values]
+    return {b - a for a, b in pairwise(numbers)} != {1.0}
+
+
+def guess_note(records: Records, guessed: Mapping[str, str]) -> str:
+    """The note that columns were guessed, with what says the same to paste."""
+    read = ", ".join(f"'{theirs}' is read as {ours}" for ours, theirs in guessed.items())
+    return f"{records.origin}: {read}; that is a guess, and to say it: {named_columns(guessed)}"
+
+
+def named_columns(names: Mapping[str, str]) -> str:
+    """What names columns on the command line, ready to be pasted into a shell."""
+    return " ".join(_override(f"data.columns.{ours}", name) for ours, name in names.items())
+
+
+def _override(key: str, value: str) -> str:
+    written = value if _PLAIN_YAML.fullmatch(value) else json.dumps(value, ensure_ascii=False)
+    return shlex.quote(f"{key}={written}")
 
 
 def check_column(records: Records, name: str) -> None:

@@ -21,15 +21,15 @@ from pretune.tokenizers.tokenizer import Tokenizer
 NOT_MASKED = -1
 #: Purposes of random streams, a word of their counter, so that no two share numbers (`epoch_order`
 #: has 0).
-MASK_STREAM, PAIR_STREAM = 1, 2
+MASK_STREAM, PAIR_STREAM, REPLACE_STREAM = 1, 2, 3
 
 
 class RandomStreams:
     """Random numbers by address: a stream of Philox 4x64 for each (seed, epoch, index).
 
     The generator is a function of a key and a counter, so any stream is reached at once (Salmon et
-    al. 2011, "Parallel random numbers: as easy as 1, 2, 3"). The purpose is `MASK_STREAM` or
-    `PAIR_STREAM`.
+    al. 2011, "Parallel random numbers: as easy as 1, 2, 3"). The purpose is `MASK_STREAM`,
+    `PAIR_STREAM` or `REPLACE_STREAM`.
     """
 
     def __init__(self, seed: int, epoch: int, purpose: int) -> None:
@@ -172,6 +172,24 @@ def draw_masks(
     replaced = np.where(random, other, replaced)
     labels = np.where(masked, tokens, NOT_MASKED)
     return Masked(np.where(masked, replaced, tokens), labels, groups)
+
+
+def draw_numbers(lengths: Array, index: Array, *, seed: int, epoch: int) -> Array:
+    """Draw a number in [0, 1) for each token of a batch, by which it may be replaced.
+
+    Args:
+        lengths: `[B]` tokens of each sequence.
+        index: `[B]` the number of each sequence's feature.
+        seed: of the run.
+        epoch: 0-based; evaluation has -1.
+
+    Returns:
+        `[T]` float32.
+    """
+    numbers, streams = np.empty(int(lengths.sum())), RandomStreams(seed, epoch, REPLACE_STREAM)
+    for number, end, length in zip(index, np.cumsum(lengths), lengths, strict=True):
+        streams.at(int(number)).random(out=numbers[end - length : end])
+    return numbers.astype(np.float32)
 
 
 def _how_many(units: Array, share: float, rounding: Array) -> Array:

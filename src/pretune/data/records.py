@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from pretune.data.bad_records import BadRecords
 from pretune.errors import DataError, describe_value, did_you_mean, nearest
 from pretune.text.decode import SURROGATE
+from pretune.text.terminal import names_in_line
 
 Record = dict[str, Any]
 
@@ -18,8 +20,14 @@ MAX_CHARS = 100_000
 
 #: What public data sets call the columns of tasks.
 _OFTEN_CALLED = {
-    "text": ("sentence", "review", "content", "body", "comment", "tweet", "message", "document"),
-    "label": ("labels", "class", "category", "sentiment", "intent", "target", "stars", "rating"),
+    "text": (
+        *("sentence", "review", "content", "body", "comment", "tweet", "message", "document"),
+        *("文本", "内容", "评论"),
+    ),
+    "label": (
+        *("labels", "class", "category", "sentiment", "intent", "target", "stars", "rating"),
+        *("topic", "emotion", "tag", "标签", "类别", "情感"),
+    ),
     "labels": ("label", "tags", "categories", "genres"),
     "score": ("label", "similarity", "rating", "stars"),
     "sentence1": ("premise", "question1", "text1", "text_a", "query"),
@@ -30,6 +38,8 @@ _OFTEN_CALLED = {
     "ner_tags": ("tags", "labels", "ner"),
     "source": ("src", "input"),
     "target": ("tgt", "translation", "output"),
+    "document": ("article", "text", "body", "dialogue", "source", "content"),
+    "summary": ("highlights", "abstract", "headline", "title", "target"),
     "turns": ("dialog", "dialogue", "conversation", "utterances"),
     "messages": ("conversation", "dialog", "dialogue", "chat"),
     "instruction": ("question", "query", "instruct"),
@@ -53,6 +63,11 @@ def similar_column(name: str, columns: Iterable[str], cutoff: float = 0.5) -> st
     known = {column.casefold(): column for column in reversed(columns)}
     usual = (known[other] for other in (name, *_OFTEN_CALLED.get(name, ())) if other in known)
     return next(usual, None) or nearest(name, columns, cutoff)
+
+
+def usual_names(name: str) -> tuple[str, ...]:
+    """What public data sets call the column that a task calls `name`."""
+    return _OFTEN_CALLED.get(name, ())
 
 
 def all_columns(rows: Iterable[Record]) -> tuple[str, ...]:
@@ -116,6 +131,10 @@ class Records:
     part: str | None = None
     # What was held back from these for validation: its labels are known in training.
     held_back: Records | None = field(default=None, repr=False, compare=False)
+    # What was left out of these because it cannot be used; None: nothing.
+    bad: BadRecords | None = field(default=None, repr=False, compare=False)
+    # How many records the source has, where these are a part of it and that is known.
+    whole: int | None = field(default=None, repr=False, compare=False)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -130,7 +149,12 @@ class Records:
             place = f"line {self.lines[row] + (item or 0 if self.line_items else 0)}"
         else:
             place = f"row {row + 1 if self.numbers is None else self.numbers[row]}"
-        return f"{self.origin}, {place}" + (f", column '{column}'" if column else "") + of_item
+        of_column = f", column '{self.in_data(column)}'" if column else ""
+        return f"{self.origin}, {place}{of_column}{of_item}"
+
+    def in_data(self, column: str) -> str:
+        """What the source calls a column of the task."""
+        return self.renamed.get(column, column)
 
     def with_held_back(self) -> list[Records]:
         """These records, and those that were held back from them, if any."""
@@ -143,6 +167,31 @@ class Records:
             return replace(self, rows=rows, lines=[self.lines[i] for i in which])
         numbers = range(1, len(self) + 1) if self.numbers is None else self.numbers
         return replace(self, rows=rows, numbers=[numbers[i] for i in which])
+
+    @classmethod
+    def joined(cls, parts: Iterable[Records]) -> Records:
+        """Records of one source that come in parts, at least one, together."""
+        parts = list(parts)
+        first = parts[0]
+        if len(parts) == 1:
+            return first
+        lines = [number for part in parts for number in part.lines or ()]
+        numbers = [number for part in parts for number in part.numbers or ()]
+        return replace(
+            first,
+            rows=[row for part in parts for row in part.rows],
+            lines=None if first.lines is None else lines,
+            numbers=None if first.numbers is None else numbers,
+            columns=tuple(dict.fromkeys(name for part in parts for name in part.columns)),
+            notes=tuple(note for part in parts for note in part.notes),
+            whole=None,
+        )
+
+    def parts(self, size: int) -> Iterator[Records]:
+        """These records, `size` at a time; the notes are those of the first part."""
+        for start in range(0, len(self), size):
+            part = self.take(range(start, min(start + size, len(self))))
+            yield replace(part, whole=len(self), notes=self.notes if start == 0 else ())
 
     def head(self, count: int | None) -> Records:
         """The first `count` records, or all."""
@@ -206,7 +255,7 @@ class Records:
         return DataError(
             f"{self.origin}: no column '{wanted}'"
             + (f" (for '{name}')" if wanted != name else "")
-            + f"; it has {', '.join(repr(c) for c in self.columns)}",
+            + f"; it has {names_in_line(self.columns)}",
             hint,
         )
 
@@ -248,7 +297,7 @@ class Records:
                 f"{where}: a text of {len(text):,} characters (the limit is {self.max_chars:,})",
                 "Split the text, or allow it with data.max_chars=N if that is what you mean.",
             )
-        if (half := SURROGATE.search(text)) is not None:
+        if not text.isascii() and (half := SURROGATE.search(text)) is not None:
             raise DataError(
                 f"{where}: half a character, \\u{ord(half[0]):04x}, "
                 f"at character {half.start() + 1}",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -55,8 +55,9 @@ class BeamSearch:
         length_penalty: finished hypotheses compare by score / length**length_penalty.
         early_stopping: stop as soon as `beams` hypotheses have finished. Otherwise, stop when no
             live hypothesis can beat the worst finished one at its present length.
-        stop_count: number of stop tokens.
+        stops: tokens that end a hypothesis.
         ending: says why a hypothesis with these tokens ends; None: it does not.
+        limit: most tokens of a hypothesis.
     """
 
     def __init__(
@@ -64,16 +65,23 @@ class BeamSearch:
         beams: int,
         length_penalty: float,
         early_stopping: bool,
-        stop_count: int,
+        stops: Collection[int],
         ending: Callable[[Sequence[int]], str | None],
+        limit: int = 0,
     ) -> None:
         self.live = [Hypothesis()]
         self.finished: list[Hypothesis] = []
         self.done = False
         self._beams, self._ending = beams, ending
+        self._stops, self._limit = stops, limit
         self._length_penalty, self._early_stopping = length_penalty, early_stopping
         # Enough to fill the beams even if the best tokens of every beam are all stop tokens.
-        self.candidates = max(2, 1 + stop_count) * beams  # tokens to look at in each step
+        self.candidates = max(2, 1 + len(stops)) * beams  # tokens to look at in each step
+
+    @property
+    def places(self) -> list[tuple[int, int, Collection[int]]]:
+        """How long each live hypothesis is, how long it may be, and what ends it."""
+        return [(len(own.tokens), self._limit, self._stops) for own in self.live]
 
     def advance(self, best: Candidates) -> list[int]:
         """Extend the live hypotheses by one token.

@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any, Self
 
-from pretune.decoding.sampling import Decoding, generator
+from pretune.decoding.decoding import Decoding
+from pretune.decoding.sampling import generator
 from pretune.decoding.text_stream import Detokenizer, StopText
 from pretune.tokenizers.tokenizer import Tokenizer
 
@@ -86,6 +87,21 @@ class Prompt:
     given: str | tuple[int, ...]  # the prompt as it was given
     ids: list[int]  # its tokens
     salt: int = 0  # prompts with different salts draw from independent random generators
+
+
+def without_blanks(decoding: Decoding, tokenizer: Tokenizer, rows: int) -> Decoding:
+    """Let a continuation never have tokens that only fill up a vocabulary, and stand for no text.
+
+    Args:
+        decoding: how to continue.
+        tokenizer: of what is written.
+        rows: V, the length of a row of logits. Some models have more of them than tokens.
+    """
+    if tokenizer.engine.get_vocab_size(with_added_tokens=True) >= rows:  # quick, and mostly so
+        return decoding
+    named = {*tokenizer.engine.get_vocab(with_added_tokens=True).values()}
+    blank = (row for row in range(rows) if row not in named)
+    return replace(decoding, never=(*decoding.never, *blank))
 
 
 @dataclass(frozen=True)

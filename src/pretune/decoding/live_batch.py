@@ -13,8 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pretune.decoding.continuations import Draft, Prompt, TextChunk, TopTokens, WritingRequest
-from pretune.decoding.sampling import NEVER, Decoding, draw, narrow, penalize
+from pretune.decoding.continuations import (
+    Draft,
+    Prompt,
+    TextChunk,
+    TopTokens,
+    WritingRequest,
+    without_blanks,
+)
+from pretune.decoding.decoding import Decoding
+from pretune.decoding.sampling import NEVER, bound_lengths, draw, narrow, penalize
 from pretune.decoding.sequence_reader import ReadPrompts, SequenceReader
 from pretune.errors import PretuneError
 from pretune.models.language_model import LanguageModel
@@ -77,6 +85,7 @@ class LiveBatch:
         join_together: int = 1,
     ) -> None:
         self._tokenizer, self._opening = tokenizer, model.opening
+        self._rows = model.vocab_size
         self._reader = SequenceReader(model, device, context)
         self._batch_size = max(1, batch_size)
         self._prompt_tokens = sys.maxsize if prompt_tokens is None else max(2, prompt_tokens)
@@ -121,6 +130,7 @@ class LiveBatch:
             )
         if not prompt.ids:
             raise PretuneError("the prompt has no tokens", "Begin it with a token of the model.")
+        decoding = without_blanks(decoding, self._tokenizer, self._rows)
         more = {"tag": tag, "top_logprobs": top_logprobs}
         request = WritingRequest.of(self._asked, prompt, decoding, stops, stop_texts, **more)
         self._waiting.append(_Waiting(request))
@@ -284,6 +294,8 @@ def _choose_alike(
 ) -> tuple[Tensor, list[bool]]:
     """Choose the next token of drafts that have the same settings, and say where none is left."""
     scores = penalize(logits, histories, decoding)
+    places = [(len(draft.tokens), draft.limit, draft.request.stops) for draft in drafts]
+    scores = bound_lengths(scores, places, decoding)
     # With n-grams forbidden, every token may be: such drafts end, whatever is chosen for them.
     exhausted = [False] * len(drafts)
     if decoding.no_repeat_ngram:

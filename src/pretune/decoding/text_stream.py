@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import json
 import re
 from collections.abc import Sequence
 from functools import lru_cache
@@ -22,6 +23,8 @@ _CJK = (
 _BETWEEN_CJK = re.compile(f"(?<=[{_CJK}]) (?=[{_CJK}])")
 #: Stands for a space in the vocabularies of SentencePiece.
 _SPACE = "\u2581"
+#: How SentencePiece names a byte of a character that no piece spells.
+_BYTE = re.compile("<0x([0-9A-F]{2})>")
 
 
 class Detokenizer:
@@ -33,10 +36,14 @@ class Detokenizer:
 
     def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int] = ()) -> None:
         self._tokenizer = tokenizer
-        self._bytes = None
-        if isinstance(tokenizer.engine.decoder, decoders.ByteLevel):
+        self._bytes, decoder = None, tokenizer.engine.decoder
+        stripped = _stripped_spaces(decoder)
+        if isinstance(decoder, decoders.ByteLevel) or stripped is not None:
             self._bytes = codecs.getincrementaldecoder("utf-8")("replace")
             self._names = TokenBytes(tokenizer)
+            # The space that stands before a text is not of it.
+            begun = any(not self._names.is_special(token) for token in prompt)
+            self._strips = bool(stripped) and not begun
             return
         self._ids = list(prompt[-WINDOW:])
         self._shown = plain_text(tokenizer, self._ids)
@@ -44,8 +51,12 @@ class Detokenizer:
     def push(self, token: int) -> str:
         """Add a token and return the text it completes."""
         if self._bytes is not None:
-            special = self._names.is_special(token)
-            return self._bytes.decode(b"" if special else self._names.of(token))
+            if self._names.is_special(token):
+                return ""
+            data = self._names.of(token)
+            if self._strips:
+                data, self._strips = data.removeprefix(b" "), False
+            return self._bytes.decode(data)
         # Other tokenizers decode a window of tokens; what is new in its text is shown.
         self._ids.append(token)
         text = plain_text(self._tokenizer, self._ids)
@@ -66,6 +77,7 @@ class TokenBytes:
         self._engine = tokenizer.engine
         self._added = tokenizer.engine.get_added_tokens_decoder()
         self._byte_level = isinstance(tokenizer.engine.decoder, decoders.ByteLevel)
+        self._by_number = not self._byte_level and self._engine.token_to_id("<0x0A>") is not None
 
     def is_special(self, token: int) -> bool:
         """Whether a token is no text but a mark, such as an end of text."""
@@ -78,10 +90,71 @@ class TokenBytes:
         if added is not None:
             return added.content.encode()
         name = self._engine.id_to_token(token) or ""
+        # SentencePiece writes a byte as its number.
+        if self._by_number and (match := _BYTE.fullmatch(name)):
+            return bytes([int(match[1], 16)])
         table = _byte_of()
         if self._byte_level and all(character in table for character in name):
             return bytes(table[character] for character in name)
         return name.replace(_SPACE, " ").encode()
+
+
+def _stripped_spaces(decoder: object) -> int | None:
+    """Spaces that a decoder of pieces and bytes, as Llama has it, drops before a text.
+
+    None for other decoders: of this kind each token can be read by itself.
+    """
+    if not isinstance(decoder, decoders.Sequence):
+        return None
+    steps = json.loads(decoder.__getstate__())["decoders"]
+    whole = [
+        {"type": "Replace", "pattern": {"String": _SPACE}, "content": " "},
+        {"type": "ByteFallback"},
+        {"type": "Fuse"},
+    ]
+    strip = {"type": "Strip", "content": " ", "start": 1, "stop": 0}
+    return {0: 0, 1: 1}.get(len(steps) - 3) if steps in (whole, [*whole, strip]) else None
+
+
+def token_texts(tokenizer: Tokenizer, ids: Sequence[int]) -> list[str]:
+    """Return the text that each token of a sequence stands for, as people read it.
+
+    A text begins with a space where its token begins a word of those that spaces separate. Of the
+    tokens that share a character, the first has it and the others are empty; bytes that are no
+    character are written as numbers: `\\xe5`.
+    """
+    names, decoder = TokenBytes(tokenizer), tokenizer.engine.decoder
+    texts: list[str] = []
+    parts: list[bytes] = []  # of a character that is not complete
+    for token, entry in zip(ids, tokenizer.tokens(ids), strict=True):
+        special = names.is_special(token)
+        if isinstance(decoder, decoders.WordPiece) and not special:
+            goes_on = entry.startswith(decoder.prefix)
+            texts.append(entry.removeprefix(decoder.prefix) if goes_on else f" {entry}")
+            continue
+        if special:
+            texts += _as_numbers(parts)
+            parts = []
+        parts.append(names.of(token))
+        try:
+            texts += [b"".join(parts).decode(), *[""] * (len(parts) - 1)]
+        except UnicodeDecodeError as error:
+            # Only what lacks bytes at its end can still become a character.
+            if error.reason != "unexpected end of data":
+                texts += _as_numbers(parts)
+                parts = []
+        else:
+            parts = []
+    return texts + _as_numbers(parts)
+
+
+def _as_numbers(parts: Sequence[bytes]) -> list[str]:
+    return [part.decode(errors="backslashreplace") for part in parts]
+
+
+def visible(text: str) -> str:
+    """Return the text of a token so that it is seen, also where it is nothing but space."""
+    return text.strip() or ("\N{OPEN BOX}" if text else "\N{MIDDLE DOT}")
 
 
 def plain_text(tokenizer: Tokenizer, ids: Sequence[int]) -> str:

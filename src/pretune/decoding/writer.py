@@ -11,9 +11,17 @@ from typing import Any
 import torch
 
 from pretune.decoding.beam_search import BeamSearch, Candidates
-from pretune.decoding.continuations import Draft, Generation, Prompt, TextChunk, WritingRequest
+from pretune.decoding.continuations import (
+    Draft,
+    Generation,
+    Prompt,
+    TextChunk,
+    WritingRequest,
+    without_blanks,
+)
+from pretune.decoding.decoding import Decoding
 from pretune.decoding.live_batch import LiveBatch
-from pretune.decoding.sampling import Decoding, penalize
+from pretune.decoding.sampling import bound_lengths, penalize, renormalized
 from pretune.decoding.sequence_reader import SequenceReader
 from pretune.decoding.text_stream import continuation
 from pretune.models.language_model import LanguageModel
@@ -92,6 +100,7 @@ class Writer:
     @torch.inference_mode()
     def _search(self, prompts: Sequence[Prompt], decoding: Decoding) -> Iterator[TextChunk]:
         """Run a beam search for each prompt, several at a time."""
+        decoding = without_blanks(decoding, self.tokenizer, self.model.vocab_size)
         size = max(1, self._batch_size // decoding.beams)
         for start in range(0, len(prompts), size):
             requests = [
@@ -116,7 +125,8 @@ class Writer:
         searches = [
             BeamSearch(
                 *(decoding.beams, decoding.length_penalty, decoding.early_stopping),
-                *(len(request.stops), partial(_ending, self._draft(request, 0))),
+                *(request.stops, partial(_ending, self._draft(request, 0))),
+                decoding.limit(request.prompt.ids),
             )
             for request in requests
         ]
@@ -125,6 +135,10 @@ class Writer:
             # The live hypotheses of all searches are the rows of one batch: their best next tokens.
             own = reader.logits.log_softmax(-1)
             scores = penalize(own, reader.histories, decoding)
+            places = [place for search in active for place in search.places]
+            scores = bound_lengths(scores, places, decoding)
+            if decoding.renormalize:
+                scores = renormalized(scores)
             best = Candidates.of(scores, own, max(search.candidates for search in active))
             rows, tokens, start = list[int](), list[int](), 0
             # Each search extends its own rows, and keeps those it continues.

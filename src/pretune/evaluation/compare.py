@@ -15,11 +15,14 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+from typing_extensions import override
 
 from pretune.data.arrays import Array
 from pretune.errors import RunError
 from pretune.evaluation.examine import Examined
-from pretune.tasks.base import AnyTask, ReadsStream, TaskOptions
+from pretune.tasks.base import AnyTask, ReadsStream
+from pretune.text.notebook import Displayed
+from pretune.text.terminal import in_line
 
 #: Random numbers drawn at a time, of 8 bytes each.
 _DRAWS = 2_000_000
@@ -44,8 +47,8 @@ class Difference(Interval):
     p: float
 
 
-@dataclass(frozen=True)
-class Compared:
+@dataclass(frozen=True, repr=False)
+class Compared(Displayed):
     """A comparison of several models with the first of them, on the same data."""
 
     names: tuple[str, ...]
@@ -117,6 +120,23 @@ class Compared:
             "note": self.note,
             "runs": runs,
         }
+
+    @override
+    def table_rows(self) -> list[dict[str, Any]]:
+        """List the figures of all models, each with its bounds and its difference to the first."""
+        rows = []
+        for number, (name, figures) in enumerate(zip(self.names, self.figures, strict=True)):
+            apart = self.differences[number - 1] if number else {}
+            for metric, own in figures.items():
+                row = {"model": name, "metric": metric, **vars(own)}
+                if metric in apart:
+                    row |= {"difference": apart[metric].value, "p": apart[metric].p}
+                rows.append(row)
+        return rows
+
+    def __repr__(self) -> str:
+        count = len(self.examined[0].examples)
+        return f"<Compared {', '.join(map(in_line, self.names))} on {count:,} examples>"
 
     def rows(self) -> list[dict[str, Any]]:
         """List all examples with the answers of all models, as plain values for JSON."""
@@ -238,22 +258,22 @@ def check_tasks(names: Sequence[str], tasks: Sequence[AnyTask]) -> None:
 def _check_options(name: str, first: AnyTask, other_name: str, other: AnyTask) -> None:
     """Check that two tasks compute their metrics in the same way."""
     for option in first.metric_options:
-        ours, theirs = (_as_set(task.options, option) for task in (first, other))
+        ours, theirs = (_as_set(task, option) for task in (first, other))
         if ours != theirs:
             raise RunError(
                 f"{name} has task.{option}={ours}, {other_name} {theirs}: their metrics are "
                 "computed in different ways",
                 "Set it for all: "
                 + " ".join(
-                    f"--set {shlex.quote(f'{key}={_as_set(first.options, key)}')}"
+                    f"--set {shlex.quote(f'{key}={_as_set(first, key)}')}"
                     for key in first.metric_options
                 ),
             )
 
 
-def _as_set(options: TaskOptions, name: str) -> str:
+def _as_set(task: AnyTask, name: str) -> str:
     """Write the value of an option as it stands after `--set NAME=`."""
-    value = options.model_dump(mode="json")[name]
+    value = task.options.in_full()[name]
     return value if isinstance(value, str) else json.dumps(value)
 
 

@@ -21,10 +21,11 @@ from typing import Any
 from tqdm import tqdm
 
 from pretune.bundle.bundle import Bundle, load
-from pretune.decoding.sampling import Decoding
+from pretune.decoding.decoding import Decoding
+from pretune.decoding.judgement import Likelihood
 from pretune.errors import PretuneError
 from pretune.inference.generate import TextGenerator
-from pretune.inference.likelihood import Ids, Likelihood, LikelihoodScorer, Pair
+from pretune.inference.likelihood import Ids, LikelihoodScorer, Pair
 
 try:
     from lm_eval.api.model import LM

@@ -32,7 +32,9 @@ from pretune.models.backbone import Backbone, backbone_of
 from pretune.models.families import FAMILIES, build_head
 from pretune.models.heads.language import LanguageModelHead, MaskedLM
 from pretune.models.heads.pooled import PooledHead
+from pretune.models.heads.replaced import Detection, companion_of
 from pretune.models.heads.token import CrfTagger, TagScores
+from pretune.models.layers import TransformerLayer
 
 #: Bytes of a float32.
 FLOAT = 4
@@ -65,7 +67,7 @@ class Flops:
 def count_flops(model: nn.Module, length: int) -> Flops:
     """Count the operations of a forward pass over a sequence, every token in every layer.
 
-        per token = 2 x matrix parameters + 4 x length x hidden x layers
+        per token = 2 x matrix parameters + 4 x length x width of all heads x layers
 
     The first term is a multiply-add for each weight. The second is the two products of attention,
     `Q K^T` and weights times `V`, of 2 x length x hidden each (Kaplan et al. 2020,
@@ -85,7 +87,7 @@ def count_flops(model: nn.Module, length: int) -> Flops:
     config = backbone.config
     # Weights that every token is multiplied with, and weights that are used once a sequence.
     each_token, each_sequence = 0, 0
-    for name, module in model.named_modules():
+    for name, module in model.named_modules(remove_duplicate=False):  # a layer may run many times
         if not isinstance(module, nn.Linear):
             continue
         if _once_a_sequence(model, name):
@@ -93,17 +95,20 @@ def count_flops(model: nn.Module, length: int) -> Flops:
         else:
             each_token += module.weight.numel()
     if _tied(model):
-        each_token += config.size("vocab_size") * config.size("hidden_size")
+        each_token += config.size("vocab_size") * backbone.embeddings.tokens.weight.shape[1]
     layers = float(config.size("num_hidden_layers") if backbone.has_attention else 0)
     if backbone.reads_pairs:
         # Half of the tokens are in each stack, where they see half of the tokens; a token of the
         # target also attends to the source, in each layer.
         layers = (layers + backbone.stacks[1]) / 4
         each_token //= 2
-    width = config.size("hidden_size") * layers
-    # Heads that were removed have no queries.
-    lost = sum(map(len, config.removed_heads.values()))
-    width -= lost and lost * config.size("hidden_size") // config.size("num_attention_heads")
+    # A head may have a width of its own; those that were removed have no queries.
+    first = backbone.layers[0] if backbone.has_attention else None
+    head = 0
+    if isinstance(first, TransformerLayer):
+        head = first.attention.width // first.attention.num_heads
+    heads = config.size("num_attention_heads") * layers
+    width = head * (heads - sum(map(len, config.removed_heads.values())))
     attention = round(4 * length * width)
     per_token = 2 * each_token + attention
     whole = length * per_token + 2 * each_sequence
@@ -241,7 +246,7 @@ def estimate_memory(model: nn.Module, batch: int, length: int) -> Memory:
 
 def _lookup_tables(model: nn.Module) -> list[nn.Parameter]:
     """List the embeddings with sparse gradients: those that are not the output layer too."""
-    if _tied(model):
+    if _tied(companion_of(model) or model):
         return []
     return [m.get_parameter("weight") for m in model.modules() if isinstance(m, nn.Embedding)]
 
@@ -287,6 +292,9 @@ def _step_peak(model: nn.Module, inputs: PackedBatch) -> tuple[int, int]:
 
 def _loss(model: nn.Module, inputs: PackedBatch) -> Tensor:
     """Run a model forward, with both heads in pre-training, and sum the losses of its outputs."""
+    companion = companion_of(model)
+    if companion is not None:
+        return _sum(companion(inputs, select=_masked(inputs))) + _sum(model(inputs))
     if hasattr(model, "relationship"):
         output = model(inputs, select=_masked(inputs), both=True)
         return _sum(output.predictions) + _sum(output.seq_relationship_logits)
@@ -300,7 +308,9 @@ def _loss(model: nn.Module, inputs: PackedBatch) -> Tensor:
     return _sum(model(inputs, **some))
 
 
-def _sum(logits: Tensor) -> Tensor:
+def _sum(logits: Tensor | Detection) -> Tensor:
+    if isinstance(logits, Detection):
+        logits = logits.logits[:, None]
     targets = torch.zeros(len(logits), dtype=torch.int64, device=logits.device)
     return F.cross_entropy(logits.float(), targets, reduction="sum")
 

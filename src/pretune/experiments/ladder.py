@@ -26,7 +26,7 @@ from pretune.checkpoints.ngram_files import load_ngram, save_ngram
 from pretune.corpus.store import StoredDocuments
 from pretune.data.batch import FeatureSet
 from pretune.data.records import Records
-from pretune.decoding.sampling import Decoding
+from pretune.decoding.decoding import Decoding
 from pretune.errors import DataError, RunError, did_you_mean, not_writable
 from pretune.experiments.plan import measure_speed
 from pretune.inference.generate import TextGenerator

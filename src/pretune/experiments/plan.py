@@ -163,17 +163,17 @@ def plan_run(recipe: Recipe, *, measure: bool = True) -> RunPlan:
     trainer = run.trainer()
     updates, batches = trainer.total, _first_epoch(trainer)
     per_epoch = int(train.lengths.sum())
-    epochs = updates / len(batches) if recipe.train.max_steps else recipe.train.epochs
+    epochs = updates / len(batches) if recipe.train.max_steps is not None else recipe.train.epochs
     every = recipe.train.eval_every
     evaluations = math.ceil(epochs) if every == "epoch" else math.ceil(updates / every)
-    if isinstance(run.task, HasReference) and run.validation is not None:
-        evaluations += 1  # before the first update
+    at_start = isinstance(run.task, HasReference) or recipe.train.eval_at_start or not updates
+    evaluations += run.validation is not None and at_start  # before the first update
     per_token = _flops_per_token(model, max(1, round(per_epoch / len(train))))
     # A frozen backbone is run once, and its outputs are kept for all epochs.
     passes = 1.0 if epochs > 1 and reads_once(run.task, model, train) else epochs
     # Time, by the speed of a few real updates.
     speed, training, evaluating, teaching = None, None, None, None
-    if measure:
+    if measure and updates:
         speed = _measure(run, per_token, len(batches))
         training = per_epoch * passes / speed.training_tokens_per_second
         rate = speed.evaluation_tokens_per_second

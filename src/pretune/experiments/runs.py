@@ -19,6 +19,7 @@ from pretune.errors import PretuneError, RunError, did_you_mean
 from pretune.recipe import yaml12
 from pretune.tasks.added_metrics import lower_is_better
 from pretune.tasks.builtin import TASKS
+from pretune.tasks.classification.counts import POSITIVE
 from pretune.training.run_folder import CHECKPOINTS, EVENTS, METRICS, RECIPE, RESULT
 
 State = Literal["finished", "running", "stopped", "damaged"]
@@ -41,6 +42,7 @@ class RunInfo:
     seed: int | None = None
     picked_by: str | None = None
     metrics: dict[str, float] = field(default_factory=dict)
+    positive: str | None = None  # the class that F1 is of, where there are two; None: unknown
     best_step: int | None = None
     step: int = 0
     epoch: float | None = None  # passes over the data; None if not known
@@ -187,6 +189,7 @@ def _read_result(run: RunInfo, path: Path) -> None:
         }
         run.best_step, run.step = result["best_step"], int(result["steps"])
         run.seconds = float(result["seconds"])
+        run.positive = (result.get("details") or {}).get(POSITIVE)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         run.state = "damaged"
         run.problems.append(f"{RESULT}: {_reason(error)}")

@@ -44,9 +44,12 @@ class SchedulePlan:
     def of(cls, recipe: Recipe) -> SchedulePlan:
         """Plan the schedule of a recipe: over `max_steps` updates, or as many as its data makes.
 
-        Data or a tokenizer that cannot be read, or nothing to train on, raise a RunError.
+        No updates, data or a tokenizer that cannot be read, or nothing to train on, raise a
+        RunError.
         """
         options = recipe.train
+        if options.max_steps == 0:
+            raise RunError("train.max_steps=0: no update, and no schedule", "Give --updates N.")
         if options.max_steps is not None:
             total, batches = options.max_steps, BatchSize.of(options, options.max_steps)
         else:

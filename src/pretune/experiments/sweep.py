@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from pretune.checkpoints.atomic_io import atomic_text, make_folder, take_lock
+from pretune.checkpoints.atomic_io import atomic_text, make_folder
 from pretune.errors import PretuneError, RecipeError, RunError, did_you_mean
 from pretune.experiments.search_space import Space, check_spaces
+from pretune.host import take_lock
 from pretune.recipe import yaml12
 from pretune.recipe.recipe import Recipe
 from pretune.tasks.added_metrics import AllMetrics, lower_is_better

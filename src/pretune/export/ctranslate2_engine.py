@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from pretune.errors import CheckpointError
 from pretune.export.onnx_runtime import rows_scored, unpadded
 from pretune.export.packages import needed
 from pretune.models.heads.vocabulary import Scores
-from pretune.tasks.translation.translate import Translate, Translated
+from pretune.tasks.translation.rewriting import Rewriting, Rewritten
 from pretune.text.terminal import in_line
 
 #: The lists of tokens: of a translator one for both languages, or one for each.
@@ -178,19 +178,20 @@ class EngineModel(nn.Module):
         return Scores(total, len(nats), total, torch.zeros(()), 0, nats)
 
 
-class EngineTranslate(Translate):
-    """`translate` whose translations are those of CTranslate2's search."""
+def engine_task(task: Rewriting[Any, Any]) -> Rewriting[Any, Any]:
+    """Copy a task that knows its tokenizer and its model; CTranslate2's search writes its texts."""
+    kind = type(f"Engine{type(task).__name__}", (_EngineWrites, type(task)), {})
+    own: Rewriting[Any, Any] = kind(task.options)
+    vars(own).update(vars(task))
+    return own
 
-    @classmethod
-    def of(cls, task: Translate) -> Self:
-        """Make it from a task that knows its tokenizer and its model."""
-        own = cls(task.options)
-        vars(own).update(vars(task))
-        return own
+
+class _EngineWrites(Rewriting[Any, Any]):
+    """What is of CTranslate2 in a task that writes texts."""
 
     @override
-    def write(self, model: nn.Module, outputs: Translated, batch: PackedBatch) -> Translated:
-        """Let CTranslate2 translate each source."""
+    def write(self, model: nn.Module, outputs: Rewritten, batch: PackedBatch) -> Rewritten:
+        """Let CTranslate2 write the text for each source."""
         assert isinstance(model, EngineModel)  # noqa: S101 - made for it
         assert self._tokenizer is not None  # noqa: S101 - bound
         texts = _ids(batch if batch.choices is None else batch.pairs[0])
@@ -206,7 +207,7 @@ class EngineTranslate(Translate):
                 limit,
                 beams=decoding.beams,
                 length_penalty=decoding.length_penalty,
-                never=self._never,
+                never=self.never,
             )
             for number, (ids, score) in zip(numbers, answers, strict=True):
                 text = self._tokenizer.written.decode(ids)

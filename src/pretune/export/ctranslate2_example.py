@@ -5,8 +5,9 @@ from __future__ import annotations
 from string import Template
 
 from pretune.bundle.bundle import Bundle
+from pretune.export.pieces_example import PIECES
 from pretune.inference.prompts import stop_tokens_of
-from pretune.tasks.translation.translate import Translate
+from pretune.tasks.translation.rewriting import Rewriting
 from pretune.tokenizers.tokenizer import TARGET_FILE
 
 _BEGIN = '''\
@@ -41,7 +42,7 @@ _TRANSLATE = """\
 written = Tokenizer.from_file(str(here / "$written"))
 model = ctranslate2.Translator(str(here))
 for text in texts:
-    source = tokenizer.encode(text).tokens
+    source = tokenizer.encode($text).tokens
     source += [] if source[-1:] == [$end] else [$end]
     (result,) = model.translate_batch(
         [source],
@@ -56,16 +57,48 @@ for text in texts:
 """
 
 
+_MARIAN = (
+    '''\
+"""Runs this model by CTranslate2: pip install ctranslate2 sentencepiece"""
+import sys
+from pathlib import Path
+
+import ctranslate2
+import sentencepiece
+
+here = Path(__file__).parent
+'''
+    + PIECES
+    + """\
+model = ctranslate2.Translator(str(here))
+for text in sys.argv[1:] or ["a text"]:
+    read = [*pieces($text), $end]
+    (result,) = model.translate_batch(
+        [read],
+        beam_size=$beams,
+        length_penalty=$penalty,
+        min_decoding_length=0,
+        max_decoding_length=min($longest, round($ratio * len(read)) + 10),
+        suppress_sequences=$never,
+    )
+    print(joined(result.hypotheses[0]))
+"""
+)
+
+
 def program(bundle: Bundle) -> str:
     """Write a Python program that opens the export and answers its arguments."""
     task, tokenizer = bundle.task, bundle.tokenizer
-    if not isinstance(task, Translate):
+    if not isinstance(task, Rewriting):
         length = bundle.backbone.config.size("max_position_embeddings")
         stops = tokenizer.tokens(sorted(stop_tokens_of(bundle)))
         return Template(_BEGIN + _WRITE).substitute(length=length, stops=stops)
     decoding = task.decoding
     (end,) = tokenizer.tokens([task.source_end])
-    return Template(_BEGIN + _TRANSLATE).substitute(
+    template = _BEGIN + _TRANSLATE if tokenizer.cutter is None else _MARIAN
+    prefix = task.options.prefix
+    return Template(template).substitute(
+        text=f"{prefix!r} + text" if prefix else "text",
         written="tokenizer.json" if tokenizer.target is None else TARGET_FILE,
         end=repr(end),
         beams=decoding.beams,

@@ -1,4 +1,4 @@
-"""`pretune export --to ctranslate2`: a GPT-2 or a translator as a folder for CTranslate2.
+"""`pretune export --to ctranslate2`: a GPT-2, a translator or a T5 as a folder for CTranslate2.
 
 model.bin           the weights, in float32, or with --int8 in 8 bits
 config.json         CTranslate2's own: which tokens begin and end a text
@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,7 +26,7 @@ from pretune.checkpoints.manifest import write_manifest
 from pretune.data.batch import PackedBatch
 from pretune.data.records import Records
 from pretune.errors import CheckpointError, RunError, not_writable, with_article
-from pretune.export.ctranslate2_engine import CTranslate2Engine, EngineModel, EngineTranslate
+from pretune.export.ctranslate2_engine import CTranslate2Engine, EngineModel, engine_task
 from pretune.export.ctranslate2_example import program
 from pretune.export.onnx_check import OutputDifference, compare_outputs
 from pretune.export.onnx_files import (
@@ -36,14 +37,14 @@ from pretune.export.onnx_files import (
     refuse_different,
     write_json,
 )
-from pretune.export.onnx_models import LANGUAGE_MODELS, Exported
+from pretune.export.onnx_models import LANGUAGE_MODELS, Exported, other_engine
 from pretune.export.output_folder import check_new_folder
 from pretune.export.packages import needed
 from pretune.export.quality_gate import GateError, GateLimits, SmallerForm, judge
-from pretune.models.layers import Linear, sinusoidal_positions
+from pretune.models.layers import GatedFeedForward, Linear, sinusoidal_positions
 from pretune.models.transformer import LAYER_NORM_EPS
 from pretune.tasks.dialogue.dialogue import Dialogue
-from pretune.tasks.translation.translate import Translate
+from pretune.tasks.translation.rewriting import Rewriting
 from pretune.tokenizers.tokenizer import Tokenizer
 
 WEIGHTS = "model.bin"
@@ -65,6 +66,8 @@ _PARTS = {
 #: CTranslate2's names of the weights of a module, by ours; those of a LayerNorm differ.
 _WEIGHTS = {"weight": "weight", "bias": "bias"}
 _NORM = {"weight": "gamma", "bias": "beta"}
+#: Families with relative positions, RMSNorm and gates.
+_RELATIVE = ("t5", "mt5")
 #: CTranslate2's names of activations, by ours.
 _ACTIVATIONS = {
     "gelu": "GELU",
@@ -144,18 +147,20 @@ def export_ctranslate2(
 def _check_supported(bundle: Bundle) -> None:
     """Refuse what CTranslate2 does not compute, or not from such a tokenizer."""
     family = bundle.family.model_type
+    translates = family in ("marian", "transformer", *_RELATIVE) and bundle.backbone.reads_pairs
     head = None if bundle.task is None else bundle.task.head
     writes = family == "gpt2" and head in LANGUAGE_MODELS
-    if not writes and not (bundle.backbone.reads_pairs and head == "translation"):
+    if not writes and not (translates and head == "translation"):
         what = "bare" if bundle.task is None else bundle.task.name
         raise CheckpointError(
             f"{with_article(family)} model ({what}) cannot be written for CTranslate2 here",
-            "A GPT-2 that writes text can, and a translator; others: --to onnx.",
+            "A GPT-2 that writes text can, and a Marian or a T5 that translates or summarizes. "
+            f"{other_engine(bundle.backbone)}",
         )
     if bundle.tokenizer.written.end_id is None:
         raise CheckpointError(
             "the tokenizer has no token for the end of a text, which CTranslate2 needs",
-            "Use --to onnx.",
+            other_engine(bundle.backbone),
         )
 
 
@@ -176,7 +181,7 @@ def _int8_form(ct2: Any, bundle: Bundle, engine: CTranslate2Engine, place: Path)
     task = bundle.task
     assert task is not None  # noqa: S101 - `_check_supported`
     # A translator is judged by what CTranslate2's own search writes.
-    task = EngineTranslate.of(task) if isinstance(task, Translate) else task
+    task = engine_task(task) if isinstance(task, Rewriting) else task
     return SmallerForm(
         name="all matrices, tables",
         bundle=replace(bundle, model=EngineModel(engine).eval(), task=task),
@@ -192,7 +197,10 @@ def _int8_form(ct2: Any, bundle: Bundle, engine: CTranslate2Engine, place: Path)
 
 def _write_model(ct2: Any, bundle: Bundle, place: Path, int8: bool) -> None:
     """Write weights, config and vocabulary, by CTranslate2's own specification of the model."""
-    spec = _translator(ct2, bundle) if bundle.backbone.reads_pairs else _writer(ct2, bundle)
+    describe = _writer
+    if bundle.backbone.reads_pairs:
+        describe = _relative if bundle.family.model_type in _RELATIVE else _translator
+    spec = describe(ct2, bundle)
     spec.validate()
     spec.optimize("int8" if int8 else "float32")
     spec.save(str(place))
@@ -263,6 +271,48 @@ def _translator(ct2: Any, bundle: Bundle) -> Any:
     return spec
 
 
+def _relative(ct2: Any, bundle: Bundle) -> Any:
+    """Describe a T5: relative positions for each stack, RMSNorm, and maps without bias."""
+    model: Any = bundle.backbone
+    config, embeddings = model.config, model.embeddings
+    spec = ct2.specs.TransformerSpec.from_config(
+        (config.num_layers, config.num_decoder_layers),
+        config.num_heads,
+        pre_norm=True,
+        activation=_activation(ct2, bundle),
+        ffn_glu=config.gated,
+        relative_attention_bias=True,
+        rms_norm=True,
+    )
+    layers, count = list(model.layers), config.num_layers
+    source, target = embeddings.source_places, embeddings.target_places
+    _fill_relative(ct2, spec.encoder, layers[:count], source, model.source_norm)
+    _fill_relative(ct2, spec.decoder, layers[count:], target, model.final_norm)
+    table = _array(embeddings.tokens.weight)
+    spec.encoder.embeddings[0].weight = spec.decoder.embeddings.weight = table
+    head: Any = bundle.model
+    spec.decoder.projection.weight = _array(head.output_table())
+    if config.output_scale != 1.0:
+        spec.decoder.scale_outputs = config.output_scale
+    words = vocabulary(bundle.tokenizer, len(table))
+    spec.register_source_vocabulary(words)
+    spec.register_target_vocabulary(words)
+    _fill_config(spec.config, bundle, config.layer_norm_epsilon)
+    spec.config.decoder_start_token = words[config.decoder_start_token_id]
+    return spec
+
+
+def _fill_relative(ct2: Any, stack: Any, layers: Any, positions: Any, norm: Any) -> None:
+    """Copy the weights of a stack, whose layers share one table of relative positions."""
+    stack.scale_embeddings = False
+    _fill(stack.layer_norm, norm, _NORM)
+    _fill_layers(ct2, stack, layers)
+    added = _array(positions.table.weight)
+    for layer in stack.layer:
+        layer.self_attention.relative_attention_bias = added
+        layer.self_attention.relative_attention_max_distance = np.int32(positions.longest)
+
+
 def _activation(ct2: Any, bundle: Bundle) -> Any:
     config = bundle.backbone.config
     name = _ACTIVATIONS[getattr(config, config.activation_name)]
@@ -283,10 +333,21 @@ def _fill_layers(ct2: Any, stack: Any, layers: Any) -> None:
     """Copy the weights of all layers of a stack."""
     find = ct2.specs.model_spec.index_spec
     for spec, layer in zip(stack.layer, layers, strict=True):
+        # Another factor of the scores than the usual one.
+        if layer.attention.scale is not None:
+            spec.self_attention.queries_scale = float(layer.attention.scale)
+        if layer.cross is not None and layer.cross.scale is not None:
+            spec.attention.queries_scale = float(layer.cross.scale)
+        gated = isinstance(layer.feed_forward, GatedFeedForward)
         for ours, theirs in _PARTS.items():
-            if not ours.startswith("cross") or layer.cross is not None:
-                module = layer.get_submodule(ours)
-                _fill(find(spec, theirs), module, _NORM if ours.endswith("norm") else _WEIGHTS)
+            if ours.startswith("cross") and layer.cross is None:
+                continue
+            if gated and ours == "feed_forward.up":  # the gate, which the activation is for, first
+                gate, up = np.split(_array(layer.feed_forward.gate_up.weight), 2)
+                spec.ffn.linear_0.weight, spec.ffn.linear_0_noact.weight = gate, up
+                continue
+            module = layer.get_submodule(ours)
+            _fill(find(spec, theirs), module, _NORM if ours.endswith("norm") else _WEIGHTS)
 
 
 def _fill_config(config: Any, bundle: Bundle, eps: float) -> None:

@@ -14,7 +14,7 @@ from pretune.bundle.bundle import Bundle, load
 from pretune.checkpoints.atomic_io import atomic_file, make_folder
 from pretune.errors import CheckpointError, RunError, not_writable, with_article
 from pretune.export.onnx_files import exported_model
-from pretune.export.onnx_models import LANGUAGE_MODELS
+from pretune.export.onnx_models import LANGUAGE_MODELS, other_engine
 from pretune.export.packages import needed
 from pretune.models.layers import ACTIVATIONS
 from pretune.tokenizers.tokenizer import Tokenizer
@@ -91,19 +91,26 @@ def export_gguf(
 
 def _check_supported(bundle: Bundle) -> None:
     """Refuse what llama.cpp's GPT-2 does not compute."""
-    family, config = bundle.family.model_type, bundle.backbone.config
+    family: str = bundle.family.model_type
+    config: Any = bundle.backbone.config
     writes = bundle.task is not None and bundle.task.head in LANGUAGE_MODELS
     if family != "gpt2" or not writes:
         what = "bare" if bundle.task is None else bundle.task.name
         raise CheckpointError(
             f"{with_article(family)} model ({what}) cannot be written as GGUF here",
-            "Only a GPT-2 that writes text can; others: --to onnx.",
+            f"Only a GPT-2 that writes text can. {other_engine(bundle.backbone)}",
+        )
+    if config.attention_scale(1) is not None:
+        raise CheckpointError(
+            "config: its scores are not divided by the square root of the width of a head alone "
+            "(scale_attn_weights, scale_attn_by_inverse_layer_idx), as those of llama.cpp's GPT-2",
+            other_engine(bundle.backbone),
         )
     activation = getattr(config, config.activation_name)
     if ACTIVATIONS[activation] is not ACTIVATIONS["gelu_new"]:
         raise CheckpointError(
             f"config: {config.activation_name} is {activation}; llama.cpp's GPT-2 has gelu_new",
-            "Use --to onnx.",
+            other_engine(bundle.backbone),
         )
 
 
@@ -115,7 +122,7 @@ def _vocabulary(tokenizer: Tokenizer) -> dict[str, Any]:
     if parts["model"]["type"] != "BPE" or not as_gpt2 or parts["normalizer"] is not None:
         raise CheckpointError(
             "the tokenizer is no byte-level BPE as GPT-2's, and llama.cpp would read other tokens",
-            "Use --to onnx.",
+            "--to onnx writes it.",
         )
     return parts
 

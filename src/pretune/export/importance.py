@@ -27,8 +27,8 @@ from pretune.evaluation.examine import features_to_judge
 from pretune.inference.predict import task_of
 from pretune.inference.runtime import choose_device, evaluation_mode
 from pretune.inference.strategies import strategy_for
-from pretune.models.layers import TransformerLayer
-from pretune.models.pruned import transformer_layers
+from pretune.models.layers import FeedForward, GatedFeedForward, TransformerLayer
+from pretune.models.pruned import block_of, own_layers
 from pretune.tasks.base import drawn
 
 
@@ -63,7 +63,7 @@ def importance_by_loss(
     task, target = task_of(bundle), choose_device(device)
     features = features_to_judge(bundle, records, target)
     model = bundle.model.to(target)
-    tallies = [_Tally(layer) for layer in transformer_layers(bundle.backbone)]
+    tallies = [_Tally(layer) for layer in own_layers(bundle.backbone)]
     strategy, done = strategy_for(task, model, features), 0
     try:
         with evaluation_mode(model), torch.enable_grad():
@@ -87,9 +87,9 @@ class _Tally:
     """Adds up, while it is attached, the importance of a layer's units over all examples."""
 
     def __init__(self, layer: TransformerLayer) -> None:
-        attention, block = layer.attention, layer.feed_forward
+        attention, block = layer.attention, block_of(layer)
         self.heads = torch.zeros(attention.num_heads)
-        self.neurons = torch.zeros(block.up.weight.shape[0])
+        self.neurons = torch.zeros(block.down.in_features)
         self._layout: Layout | None = None
         count, neurons = attention.num_heads, len(self.neurons)
         self._handles = [
@@ -130,13 +130,24 @@ class _Tally:
 def importance_by_weights(bundle: Bundle) -> Importance:
     """Estimate how much each unit matters without data, by its weights."""
     heads, neurons = [], []
-    for layer in transformer_layers(bundle.backbone):
-        attention, block = layer.attention, layer.feed_forward
-        values = attention.qkv.weight.chunk(3)[2].view(attention.num_heads, -1)
+    for layer in own_layers(bundle.backbone):
+        attention, block = layer.attention, block_of(layer)
+        shared = attention.qkv.weight[-(attention.width // attention.sharing) :]
+        values = shared.reshape(attention.num_kv_heads, -1).norm(dim=1)
         written = attention.output.weight.t().reshape(attention.num_heads, -1)
-        heads.append(_unit(values.norm(dim=1) * written.norm(dim=1)))
-        neurons.append(block.up.weight.norm(dim=1) * block.down.weight.norm(dim=0))
+        heads.append(_unit(values.repeat_interleave(attention.sharing) * written.norm(dim=1)))
+        neurons.append(_read(block) * block.down.weight.norm(dim=0))
     return Importance(tuple(heads), tuple(neurons))
+
+
+def _read(block: FeedForward | GatedFeedForward) -> Tensor:
+    """The norm of what each neuron reads, `[I]`; with a gate the product of both norms."""
+    if isinstance(block, GatedFeedForward):
+        gate, up = block.gate_up.weight.norm(dim=1).chunk(2)
+        read: Tensor = gate * up
+    else:
+        read = block.up.weight.norm(dim=1)
+    return read
 
 
 def _unit(scores: Tensor) -> Tensor:

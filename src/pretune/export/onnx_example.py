@@ -7,10 +7,13 @@ from typing import Any
 
 from pretune.bundle.bundle import Bundle
 from pretune.export.onnx_models import DECODER, ENCODER, MODEL, Exported
+from pretune.export.pieces_example import PIECES
 from pretune.inference.prompts import stop_tokens_of
 from pretune.tasks.classification.multilabel import Multilabel
+from pretune.tasks.long_texts import HEAD_SHARE
 from pretune.tasks.question_answering.answer import Answerer
-from pretune.tasks.translation.translate import Translate
+from pretune.tasks.sentences import SentenceTask
+from pretune.tasks.translation.rewriting import Rewriting
 from pretune.tokenizers.tokenizer import TARGET_FILE
 
 _BEGIN = '''\
@@ -40,6 +43,49 @@ inputs = {
 $segments}
 """
 
+#: The same where a model reads more of a long text than its first tokens.
+_READ_LONG = """\
+session = ort.InferenceSession(here / "onnx/$model.onnx")
+texts = sys.argv[1:] or $texts
+
+
+def sequences(length):
+    \"\"\"Which of the tokens of a text each of its sequences has.\"\"\"
+    end = length - $after
+$parts
+        yield [*range($before), *own, *range(end, length)]
+
+
+lines = tokenizer.encode_batch(texts)
+kept = [(number, own) for number, line in enumerate(lines) for own in sequences(len(line.ids))]
+longest = max(len(own) for _, own in kept)
+
+
+def table(name, pad):
+    every = [getattr(line, name) for line in lines]
+    rows = [[every[number][i] for i in own] for number, own in kept]
+    return np.array([row + [pad] * (longest - len(row)) for row in rows])
+
+
+inputs = {
+    "input_ids": table("ids", $pad),
+    "attention_mask": table("attention_mask", 0),
+$segments}
+"""
+_HEAD_TAIL = """\
+    own = [*range($before, end)]
+    if len(own) > $room:
+        own = own[:$head] + own[-$tail:]
+    for own in (own,):"""
+_WINDOWS = """\
+    last = $before + max(end - $before - $room, 0)
+    for start in [*range($before, last, $step), last][:$most]:
+        own = range(start, min(start + $room, end))"""
+_POOLED = """\
+owners = np.array([number for number, _ in kept])
+logits = [logits[owners == number].mean(0) for number in range(len(texts))]
+"""
+
 _VECTORS = """\
 (vectors,) = session.run(["$vectors"], inputs)
 print(vectors @ vectors.T)
@@ -52,7 +98,7 @@ print(vectors.shape)
 
 _LABELS = """\
 (logits,) = session.run(["logits"], inputs)
-for scores in logits:
+${pooled}for scores in logits:
     print($answer)
 """
 
@@ -144,8 +190,9 @@ _TRANSLATE = (
     """\
 encoder = ort.InferenceSession(here / "onnx/$encoder.onnx")
 session = ort.InferenceSession(here / "onnx/$decoder.onnx")
-ids = tokenizer.encode((sys.argv[1:] or $texts)[0]).ids
-ids = np.array([ids if ids[-1] == $end else [*ids, $end]])
+text = (sys.argv[1:] or $texts)[0]
+ids = tokenizer.encode($text).ids
+ids = np.array([ids if ids[-1:] == [$end] else [*ids, $end]])
 inputs = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
 source = {"encoder_hidden_states": encoder.run(None, inputs)[0]}
 source["encoder_attention_mask"] = inputs["attention_mask"]
@@ -165,6 +212,30 @@ print(Tokenizer.from_file(str(here / "$written")).decode(written).strip())
 """
 )
 
+_MARIAN_BEGIN = (
+    _BEGIN.replace("onnxruntime tokenizers numpy", "onnxruntime sentencepiece numpy")
+    .replace("from tokenizers import Tokenizer\n", "import sentencepiece\n")
+    .replace('tokenizer = Tokenizer.from_file(str(here / "tokenizer.json"))\n', "")
+    + PIECES
+    + """\
+numbers, words = (
+    json.loads((here / name).read_text(encoding="utf-8")) for name in ("vocab.json", "$written")
+)
+"""
+)
+#: The texts of a Marian, where others use a tokenizer: read, and written.
+_MARIAN_TEXTS = (
+    (
+        "tokenizer.encode($text).ids\n",
+        "[numbers.get(piece, numbers[$unknown]) for piece in pieces($text)]\n",
+    ),
+    (
+        'print(Tokenizer.from_file(str(here / "$written")).decode(written).strip())\n',
+        "known = {number: piece for piece, number in words.items()}\n"
+        "print(joined(known[own] for own in written if own != end))\n",
+    ),
+)
+
 #: What a classifier's outputs stand for, by transformers' `problem_type`.
 _ANSWERS = {
     "single_label_classification": 'config["id2label"][str(scores.argmax())]',
@@ -180,17 +251,27 @@ _CHARACTERS = r"\S"
 def example(bundle: Bundle, exported: Exported) -> str:
     """Write a Python program that opens the export and answers its arguments."""
     if not exported.writes:
-        return Template(_BEGIN + _READ + _ending(bundle, exported)).substitute(
-            _reading(bundle, exported)
-        )
-    if not isinstance(bundle.task, Translate):
+        form, values, task = _READ, _reading(bundle, exported), long_task(bundle)
+        if task is not None:
+            form, values = _READ_LONG, {**values, **_reading_long(bundle, exported, task)}
+        return Template(_BEGIN + form + _ending(bundle, exported)).substitute(values)
+    if not isinstance(bundle.task, Rewriting):
         length = bundle.backbone.config.size("max_position_embeddings")
         stops = sorted(stop_tokens_of(bundle))
         return Template(_BEGIN + _WRITE).substitute(
             model=MODEL, texts=["a text"], length=length, stops=stops
         )
     decoding, tokenizer = bundle.task.decoding, bundle.tokenizer
-    return Template(_BEGIN + _TRANSLATE).substitute(
+    template, prefix = _BEGIN + _TRANSLATE, bundle.task.options.prefix
+    written = "tokenizer.json" if tokenizer.target is None else TARGET_FILE
+    if tokenizer.cutter is not None:
+        template = _MARIAN_BEGIN + _TRANSLATE
+        for usual, own in _MARIAN_TEXTS:
+            template = template.replace(usual, own)
+        written = "target_vocab.json" if tokenizer.two_vocabularies else "vocab.json"
+    return Template(template).substitute(
+        text=f"{prefix!r} + text" if prefix else "text",
+        unknown=repr(tokenizer.special.get("unk_token")),
         encoder=ENCODER,
         decoder=DECODER,
         texts=["a text"],
@@ -198,7 +279,7 @@ def example(bundle: Bundle, exported: Exported) -> str:
         longest=decoding.max_new_tokens,
         ratio=decoding.length_ratio or 1000,
         never=list(decoding.never),
-        written="tokenizer.json" if tokenizer.target is None else TARGET_FILE,
+        written=written,
     )
 
 
@@ -233,6 +314,40 @@ def _reading(bundle: Bundle, exported: Exported) -> dict[str, Any]:
     }
 
 
+def long_task(bundle: Bundle) -> SentenceTask[Any, Any] | None:
+    """Return the task of a model that reads more of a long text than its first tokens.
+
+    None for others, and for pairs, which the program cuts.
+    """
+    task = bundle.task
+    if not isinstance(task, SentenceTask) or task.options.pair or task.options.long == "cut":
+        return None
+    return task
+
+
+def _reading_long(
+    bundle: Bundle, exported: Exported, task: SentenceTask[Any, Any]
+) -> dict[str, Any]:
+    """What stands in `_READ_LONG`: which tokens of a long text are read."""
+    room, windows = task.reading.room(bundle.tokenizer), task.options.long == "windows"
+    head = round(room.tokens * HEAD_SHARE)
+    sizes = {
+        "before": room.before,
+        "after": room.after,
+        "room": room.tokens,
+        "step": room.step,
+        "most": task.options.max_windows,
+        "head": head,
+        "tail": room.tokens - head,
+    }
+    kinds = '    "token_type_ids": table("type_ids", 0),\n'
+    return {
+        **sizes,
+        "parts": Template(_WINDOWS if windows else _HEAD_TAIL).substitute(sizes),
+        "segments": kinds if exported.segments else "",
+    }
+
+
 def _ending(bundle: Bundle, exported: Exported) -> str:
     """What is done with the outputs of a model that reads."""
     head, task = exported.head, bundle.task
@@ -261,4 +376,6 @@ def _ending(bundle: Bundle, exported: Exported) -> str:
         tuned = any(own != 0.5 for own in task.thresholds)
         chosen = f"1 / (1 + np.exp(-scores)) >= {task.thresholds}" if tuned else "scores >= 0"
         answer = Template(answer).substitute(chosen=chosen)
-    return Template(_LABELS).safe_substitute(answer=answer)
+    own = long_task(bundle)
+    averaged = _POOLED if own is not None and own.options.long == "windows" else ""
+    return Template(_LABELS).safe_substitute(answer=answer, pooled=averaged)

@@ -133,6 +133,18 @@ def export_onnx(
     check_new_folder(folder)
     bundle = source if isinstance(source, Bundle) else load(source, allow_pickle=allow_pickle)
     exported = exported_model(bundle)
+    options: Any = getattr(bundle.task, "options", None)
+    long = getattr(options, "long", "cut")
+    if long != "cut" and options.pair:
+        note(
+            f"task.long={long}: the file reads sequences of tokens, whichever they are; example.py "
+            "cuts long pairs, where pretune reads more of them"
+        )
+    elif long != "cut":
+        note(
+            f"task.long={long}: the file reads sequences of tokens, whichever they are; example.py "
+            "makes them of long texts as pretune does"
+        )
     if data is not None:
         _check_measured(bundle, exported, int8=int8)
     gate = None
@@ -250,7 +262,9 @@ def exported_model(bundle: Bundle) -> Exported:
             "tokens has the same number of heads in each layer",
             "Export the model that it was pruned from, or prune layers, neurons or tokens of it.",
         )
+    # With one segment there is nothing to tell; RoBERTa's tokenizers tell none.
     segments = any(rule.ours == "embeddings.segments.weight" for rule in bundle.family.rules)
+    segments = segments and getattr(bundle.backbone.config, "type_vocab_size", 0) > 1
     exported = Exported(bundle.model.eval(), head, segments)
     return replace(exported, pooling=_pooling(bundle)) if head == "backbone" else exported
 

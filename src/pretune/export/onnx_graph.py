@@ -197,10 +197,21 @@ class GraphWriter:
         written, scales, _ = self._kept[key]
         return written, scales
 
-    def layer_norm(self, x: str, weight: Tensor, bias: Tensor, eps: float) -> str:
+    def layer_norm(self, x: str, weight: Tensor, bias: Tensor | None, eps: float) -> str:
         """Write a LayerNorm over the last dimension."""
-        inputs = (x, self.weight(weight), self.weight(bias))
-        return self.add("LayerNormalization", *inputs, axis=-1, epsilon=eps)
+        own = () if bias is None else (self.weight(bias),)
+        return self.add("LayerNormalization", x, self.weight(weight), *own, axis=-1, epsilon=eps)
+
+    def rms_norm(self, x: str, weight: Tensor, eps: float) -> str:
+        """Write x / sqrt(mean(x^2) + eps) * weight over the last dimension."""
+        squares = self.add("Mul", x, x)
+        # Its axes are an attribute before opset 18, and an input from then on.
+        if self.opset < 18:
+            mean = self.add("ReduceMean", squares, axes=[-1], keepdims=1)
+        else:
+            mean = self.add("ReduceMean", squares, self.ints(-1), keepdims=1)
+        root = self.add("Sqrt", self.add("Add", mean, self.number(eps)))
+        return self.add("Mul", self.add("Div", x, root), self.weight(weight))
 
     def gelu(self, x: str, *, approximate: str = "none") -> str:
         """Write GELU, exact or by its tanh approximation; before opset 20 in its parts."""

@@ -18,6 +18,8 @@ from pretune.errors import CheckpointError, with_article
 from pretune.export.onnx_graph import GraphWriter
 from pretune.export.onnx_layers import (
     KeysValues,
+    Places,
+    can_write,
     causal_mask,
     padding_mask,
     source_keys,
@@ -26,7 +28,6 @@ from pretune.export.onnx_layers import (
 )
 from pretune.export.onnx_record import Batch, Recorded, StandIn, with_backbone
 from pretune.models.backbone import Backbone
-from pretune.models.layers import TransformerLayer
 
 #: Heads that write text token by token.
 LANGUAGE_MODELS = ("causal_lm", "actor_critic")
@@ -87,11 +88,19 @@ def write_graphs(
     Raises:
         CheckpointError: a model that is no Transformer, or that computes what is not known here.
     """
+    if exported.head == "replaced_tokens":
+        raise CheckpointError(
+            "a model that tells replaced tokens is there to be fine-tuned, and is not exported",
+            "Fine-tune it first: pretune train RECIPE model.from=RUN. Its generator can be "
+            "exported: RUN/best/generator.",
+        )
     backbone = exported.backbone
-    if not all(isinstance(layer, TransformerLayer) for layer in backbone.layers):
+    if not all(map(can_write, backbone.layers)):
         raise CheckpointError(
             f"{with_article(backbone.config.model_type)} model cannot be written as ONNX",
-            "Only Transformers can: BERT, DistilBERT, ELECTRA, GPT-2 and translators.",
+            "Only Transformers can, and of these those whose attention adds nothing to the scores, "
+            "or relative positions as T5: BERT, ModernBERT, GPT-2, Llama, translators and others. "
+            "Use the model in pretune, e.g. pretune serve.",
         )
     if backbone.reads_pairs:
         kinds = {ENCODER: _write_source, DECODER: _write_target}
@@ -108,6 +117,18 @@ def write_graphs(
         write(graph, exported)
         graphs[name] = graph
     return graphs
+
+
+def other_engine(backbone: Backbone) -> str:
+    """Say what else can be done with a model that one engine does not take."""
+    ropes = [getattr(layer, "attention", None) for layer in backbone.layers]
+    grown = any(part is not None and part.rope and part.rope.grown for part in ropes)
+    if all(map(can_write, backbone.layers)) and not grown:
+        return "--to onnx writes it."
+    return (
+        "--to onnx cannot write it either: use it in pretune (pretune serve), or give its folder, "
+        "which is as transformers writes it, to that engine's own converter."
+    )
 
 
 # Models that read whole texts
@@ -133,9 +154,11 @@ def _write_reader(graph: GraphWriter, exported: Exported) -> None:
         mask = padding_mask(graph, attention_mask)
     # The embeddings are the family's own, and so is the pooler.
     batch = _batch(graph, inputs["input_ids"], positions, inputs.get("token_type_ids"))
+    batch.means = partial(_means, graph, attention_mask)
     x = backbone.embeddings(batch).value
+    places = Places(graph, positions, length, length)
     for layer in backbone.layers:
-        x, _ = write_layer(graph, layer, x, mask)  # type: ignore[arg-type]
+        x, _ = write_layer(graph, layer, x, mask, places=places)  # type: ignore[arg-type]
     if backbone.final_norm is not None:
         x = write_norm(graph, backbone.final_norm, x)
     pick = partial(_pick, graph, x, attention_mask)
@@ -152,6 +175,16 @@ def _batch(graph: GraphWriter, ids: str, positions: str, segments: str | None = 
         positions=Recorded(graph, positions),
         segments=None if segments is None else Recorded(graph, segments),
     )
+
+
+def _means(graph: GraphWriter, attention_mask: str, values: Recorded) -> Recorded:
+    """The mean of each text's rows, as `PackedBatch.means`."""
+    weights = graph.as_float(graph.unsqueeze(attention_mask, 2))
+    total = graph.add(
+        "ReduceSum", graph.add("Mul", values.value, weights), graph.ints(1), keepdims=0
+    )
+    count = graph.add("ReduceSum", weights, graph.ints(1), keepdims=0)
+    return Recorded(graph, graph.add("Div", total, count))
 
 
 def _counted_positions(graph: GraphWriter, attention_mask: str) -> str:
@@ -280,18 +313,20 @@ def _write_decoder(graph: GraphWriter, exported: Exported) -> None:
     everything = "past_sequence_length + sequence_length"
     graph.input("attention_mask", [TEXTS, everything])
     graph.input("position_ids", [TEXTS, TOKENS])
-    heads = backbone.config.size("num_attention_heads")
-    size = backbone.config.size("hidden_size") // heads
+    attention: Any = backbone.layers[0].attention
+    heads, size = attention.num_kv_heads, attention.width // attention.num_heads
     past = [
         _past(graph, "", i, heads, size, "past_sequence_length")
         for i in range(len(backbone.layers))
     ]
     keys = graph.size("attention_mask", 1)
-    mask = causal_mask(graph, graph.size("input_ids", 1), keys, "attention_mask")
+    new = graph.size("input_ids", 1)
+    mask = causal_mask(graph, new, keys, "attention_mask")
+    places = Places(graph, "position_ids", new, keys)
     batch = _batch(graph, "input_ids", "position_ids")
     x, present = backbone.embeddings(batch).value, []
     for layer, earlier in zip(backbone.layers, past, strict=True):
-        x, seen = write_layer(graph, layer, x, mask, past=earlier)  # type: ignore[arg-type]
+        x, seen = write_layer(graph, layer, x, mask, past=earlier, places=places)  # type: ignore[arg-type]
         present.append(seen)
     if backbone.final_norm is not None:
         x = write_norm(graph, backbone.final_norm, x)
@@ -311,11 +346,13 @@ def _write_source(graph: GraphWriter, exported: Exported) -> None:
     model: Any = exported.backbone
     graph.input("input_ids", [TEXTS, "encoder_sequence_length"])
     graph.input("attention_mask", [TEXTS, "encoder_sequence_length"])
-    positions = graph.unsqueeze(graph.range_to(graph.size("input_ids", 1)), 0)
+    length = graph.size("input_ids", 1)
+    positions = graph.unsqueeze(graph.range_to(length), 0)
+    places = Places(graph, positions, length, length)
     mask = padding_mask(graph, "attention_mask")
     x = model.embeddings(_batch(graph, "input_ids", positions)).value
     for layer in list(model.layers)[: model.stacks[0]]:
-        x, _ = write_layer(graph, layer, x, mask)
+        x, _ = write_layer(graph, layer, x, mask, places=places)
     if model.source_norm is not None:
         x = write_norm(graph, model.source_norm, x)
     width = model.config.size("hidden_size")
@@ -331,7 +368,7 @@ def _write_target(graph: GraphWriter, exported: Exported) -> None:
     model: Any = exported.backbone
     layers = list(model.layers)[model.stacks[0] :]
     heads, width = layers[0].attention.num_heads, model.config.size("hidden_size")
-    size, source = width // heads, "encoder_sequence_length"
+    size, source = layers[0].attention.width // heads, "encoder_sequence_length"
     graph.input("encoder_attention_mask", [TEXTS, source])
     graph.input("input_ids", [TEXTS, TOKENS])
     graph.input("encoder_hidden_states", [TEXTS, source, width], TensorProto.FLOAT)
@@ -344,15 +381,15 @@ def _write_target(graph: GraphWriter, exported: Exported) -> None:
 
     # Positions go on where the past ends.
     new, before = graph.size("input_ids", 1), graph.size(past[0][0].keys, 2)
-    places = graph.add("Add", graph.range_to(new), before)
-    batch = _batch(graph, "input_ids", graph.unsqueeze(places, 0))
-    mask = causal_mask(graph, new, graph.add("Add", new, before), None)
+    positions = graph.unsqueeze(graph.add("Add", graph.range_to(new), before), 0)
+    batch, keys = _batch(graph, "input_ids", positions), graph.add("Add", new, before)
+    places = Places(graph, positions, new, keys)
+    mask = causal_mask(graph, new, keys, None)
     source_mask = padding_mask(graph, "encoder_attention_mask")
     x, present = model.embeddings.of_targets(batch, 1).value, []
     for layer, (own, _), of_source in zip(layers, past, seen_sources, strict=True):
-        x, seen = write_layer(
-            graph, layer, x, mask, past=own, source=of_source, source_mask=source_mask
-        )
+        read: dict[str, Any] = {"past": own, "source": of_source, "source_mask": source_mask}
+        x, seen = write_layer(graph, layer, x, mask, places=places, **read)
         present.append((seen, of_source))
     if model.final_norm is not None:
         x = write_norm(graph, model.final_norm, x)

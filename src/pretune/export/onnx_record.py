@@ -13,6 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from onnx import TensorProto
 from torch import Tensor, nn
 
 from pretune.errors import CheckpointError
@@ -76,7 +77,7 @@ def _unary(kind: str) -> Callable[..., str]:
 
 
 def _layer_norm(
-    graph: GraphWriter, x: Recorded, shape: Any, *, weight: Tensor, bias: Tensor, eps: float
+    graph: GraphWriter, x: Recorded, shape: Any, *, weight: Tensor, bias: Tensor | None, eps: float
 ) -> str:
     return graph.layer_norm(x.value, weight, bias, eps)
 
@@ -114,6 +115,14 @@ class Batch(SimpleNamespace):
 
     first, last, every = "first", "last", "every"
     max_seqlen = 1
+
+    def positions_after(self, pad: int) -> Recorded:
+        """Positions as `PackedBatch.positions_after` counts them, whatever padding is around."""
+        graph, ids = self.tokens.graph, self.tokens.value
+        padding = graph.add("Equal", ids, graph.whole(pad))
+        real = graph.add("Cast", graph.add("Not", padding), to=TensorProto.INT64)
+        counted = graph.add("Mul", graph.add("CumSum", real, graph.whole(1)), real)
+        return Recorded(graph, graph.add("Add", counted, graph.whole(pad)))
 
 
 class StandIn(nn.Module):

@@ -40,7 +40,7 @@ SHARES = (0.5, 0.25, 0.1, 0.0)
 #: Records that are enough to calibrate with.
 CALIBRATION = 256
 #: Tasks whose metrics go from 0 to 100; those of all others go to 1.
-IN_PERCENT = ("answer", "translate")
+IN_PERCENT = ("answer", "translate", "summarize")
 #: Scores agree if they differ by at most this share of the range of the true scores.
 TOLERANCE = 0.02
 #: Vectors agree from this cosine on.

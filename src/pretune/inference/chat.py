@@ -9,7 +9,7 @@ from typing import Any
 from pretune.bundle.bundle import Bundle
 from pretune.data.readers.conversations import MESSAGES
 from pretune.decoding.continuations import Generation
-from pretune.decoding.sampling import Decoding
+from pretune.decoding.decoding import Decoding
 from pretune.errors import DataError, PretuneError
 from pretune.inference.generate import TextGenerator
 from pretune.inference.likelihood import LikelihoodScorer, Pair

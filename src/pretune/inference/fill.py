@@ -11,7 +11,8 @@ from pretune.data.batch import PackedBatch
 from pretune.data.masking import NOT_MASKED
 from pretune.errors import DataError, RunError
 from pretune.inference.predict import Predictor
-from pretune.tasks.masked_lm.mask_lm import MASKED, MaskLm
+from pretune.tasks.masked_lm.mask_lm import MaskLm
+from pretune.tasks.masked_lm.masked_sequences import MASKED
 
 #: A gap's tokens, best first, each with its probability: `(token, score)`.
 _Fitting = list[tuple[int, float]]

@@ -9,11 +9,11 @@ from typing import Any, Self
 
 from pretune.bundle.bundle import Bundle
 from pretune.decoding.continuations import Generation, Prompt, TextChunk
+from pretune.decoding.decoding import Decoding
 from pretune.decoding.live_batch import LiveBatch
-from pretune.decoding.sampling import Decoding
 from pretune.decoding.writer import Writer
 from pretune.inference.prompts import Prompted, check_stop_tokens, stop_tokens_of, template_of
-from pretune.inference.runtime import precision_context
+from pretune.inference.runtime import writing_context
 from pretune.models.language_model import LanguageModel
 from pretune.tasks.dialogue.layouts import TemplateLayout
 from pretune.tokenizers.tokenizer import Tokenizer
@@ -41,7 +41,7 @@ class TextGenerator(Prompted):
             batch_size=batch_size,
             stop_tokens=self._stop_tokens,
             stop_texts=stop_texts,
-            context=partial(precision_context, self.device, self._precision),
+            context=partial(writing_context, self.device, self._precision),
         )
 
     @classmethod

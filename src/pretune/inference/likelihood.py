@@ -16,27 +16,15 @@ import torch
 from torch import Tensor
 
 from pretune.data.batch_order import batches_by_length
+from pretune.decoding.judgement import Likelihood
 from pretune.errors import DataError
 from pretune.inference.prompts import Prompted
-from pretune.inference.runtime import precision_context
+from pretune.inference.runtime import writing_context
 from pretune.models.heads.vocabulary import CHUNK_BYTES
 from pretune.models.language_model import LanguageModel
 from pretune.tokenizers.tokenizer import Tokenizer
 
 Ids = tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Likelihood:
-    """The likelihood of one continuation."""
-
-    logprobs: tuple[float, ...]  # natural, of each token given all before it
-    greedy: bool  # every token is the most probable one
-
-    @property
-    def total(self) -> float:
-        """The log-probability of the whole continuation."""
-        return sum(self.logprobs)
 
 
 @dataclass(frozen=True)
@@ -191,11 +179,11 @@ class LikelihoodScorer(Prompted):
             yield part
 
     def _start(self, prompts: Sequence[Ids]) -> tuple[Tensor, Any]:
-        with precision_context(self.device, self._precision):
+        with writing_context(self.device, self._precision):
             return self.model.start(prompts)
 
     def _follow(self, more: Sequence[Ids], state: Any, *, every: bool = False) -> Tensor:
-        with precision_context(self.device, self._precision):
+        with writing_context(self.device, self._precision):
             return self.model.follow(more, state, every=every)
 
 

@@ -33,18 +33,19 @@ from pretune.tasks.base import (
     ReadsStream,
     with_answers,
 )
-from pretune.tasks.features import known_columns, longest_text, read_for, record_features
+from pretune.tasks.features import known_columns, longest_text, read_parts_for, record_features
 from pretune.tasks.sentences import SentenceTask
-from pretune.text.byte_stream import is_file, is_pipe, text_bytes
+from pretune.text.byte_stream import OnBytes, is_file, is_pipe, text_bytes
 from pretune.text.decode import (
     TextDecoder,
     check_encoding,
-    decode_file,
+    file_chunks,
     is_wide,
-    lines_of,
+    lines_in,
     not_in,
 )
 from pretune.text.encoding_guess import likely_encoding
+from pretune.text.terminal import names_in_line
 
 
 @dataclass(frozen=True)
@@ -282,7 +283,7 @@ def records_of(task: Preprocessor, rows: Sequence[Any], origin: str = "input") -
             missing = [name for name in columns if name not in row]
             if missing:
                 raise DataError(
-                    f"{origin}, row {number}: no '{missing[0]}'; it has {', '.join(map(str, row))}",
+                    f"{origin}, row {number}: no '{missing[0]}'; it has {names_in_line(row)}",
                     f"Give {' and '.join(columns)}.",
                 )
             records.append({name: row[name] for name in columns})
@@ -325,11 +326,35 @@ def read_inputs(
     encoding: str = "utf-8",  # of text files
     quoting: str = "auto",  # of CSV and TSV files
 ) -> Records:
-    """Read a file to predict on: a table, or plain text with one input a line.
+    """Read a file to predict on as a whole; see `input_parts`."""
+    how: dict[str, Any] = {"columns": columns, "encoding": encoding, "quoting": quoting}
+    return Records.joined(input_parts(bundle, source, **how))
+
+
+def input_parts(
+    bundle: Bundle,
+    source: Path,
+    *,
+    columns: dict[str, str] | None = None,
+    encoding: str = "utf-8",
+    quoting: str = "auto",
+    size: int = 4096,
+    on_bytes: OnBytes | None = None,
+) -> Iterator[Records]:
+    """Read a file to predict on in parts: a table, or plain text with one input a line.
 
     A pipe, and a file whose name does not tell which, is a table where it begins as such: its first
     line names the columns that the model reads, or for a model of tags every line has a word and
     its tag.
+
+    Args:
+        bundle: the model.
+        source: the file.
+        columns: our names of columns -> the data's names, for tables only.
+        encoding: of text files.
+        quoting: of CSV and TSV files.
+        size: records at a time; see `read_parts` for the formats that memory does not grow with.
+        on_bytes: called with the number of bytes read since the last call.
 
     Raises:
         DataError: the file is missing, empty or broken, or lacks a column.
@@ -341,29 +366,55 @@ def read_inputs(
     if kind is not None or not is_file(source) or (names.given and is_pipe(source)):
         for target in {*task.targets} - {*names.given}:
             names.pop(target, None)
-        return read_for(
-            *(task, source),
+        yield from read_parts_for(
+            *(task, source, size),
             columns=names,
             encoding=encoding,
             quoting=quoting,
-            with_targets=False,
             kind=kind,
+            on_bytes=on_bytes,
         )
+        return
     if names.given:
         raise DataError(
             f"{source}: plain text with one input a line has no columns",
             "Leave the names of columns out, or give a table, such as a .csv file.",
         )
-    lines = file_lines(source, encoding)
-    records = lines_to_records(task, lines, str(source))
-    # A table of one column looks like lines of text; only its name could tell.
-    first = lines[0][1].strip()
-    if _names_inputs(task, names)([first]):
-        return records.noting(
-            f"{source}: line 1, {first!r}, is taken for an input; if it names a column, let the "
-            "name of the file end in .csv"
-        )
-    return records
+    for number, lines in enumerate(_line_parts(source, encoding, size, on_bytes)):
+        records = lines_to_records(task, lines, str(source))
+        # A table of one column looks like lines of text; only its name could tell.
+        first = lines[0][1].strip()
+        if number == 0 and _names_inputs(task, names)([first]):
+            records = records.noting(
+                f"{source}: line 1, {first!r}, is taken for an input; if it names a column, let "
+                "the name of the file end in .csv"
+            )
+        yield records
+
+
+def file_lines(source: Path, encoding: str = "utf-8") -> list[tuple[int, str]]:
+    """Return the numbered lines of a text file with one input a line."""
+    return [line for part in _line_parts(source, encoding) for line in part]
+
+
+def _line_parts(
+    source: Path, encoding: str, size: int = 4096, on_bytes: OnBytes | None = None
+) -> Iterator[list[tuple[int, str]]]:
+    """The numbered lines of a text file, some at a time; a DataError where all are blank."""
+    chunks = file_chunks(source, encoding, in_memory=False, on_bytes=on_bytes)
+    lines = enumerate(lines_in(chunks), start=1)
+    blank: list[tuple[int, str]] = []
+    filled = False
+    while part := list(itertools.islice(lines, size)):
+        # Blank lines have answers too, but a file of nothing else is a mistake.
+        filled = filled or any(line.strip() for _, line in part)
+        if filled:
+            yield [*blank, *part]
+            blank = []
+        else:
+            blank += part
+    if not filled:
+        raise DataError(f"{source}: no text in it", "Give a file with one input a line.")
 
 
 def _kind(task: AnyTask, source: Path, names: ColumnNames, encoding: str) -> str | None:
@@ -394,14 +445,6 @@ def refuse_table(bundle: Bundle, lines: Sequence[tuple[int, str]]) -> None:
             f"input, line 1: begins {what}, but standard input is read as one text a line",
             "Read it as a file: --file /dev/stdin",
         )
-
-
-def file_lines(source: Path, encoding: str = "utf-8") -> list[tuple[int, str]]:
-    """Return the numbered lines of a text file with one input a line."""
-    lines = lines_of(decode_file(source, encoding))
-    if not any(line.strip() for line in lines):
-        raise DataError(f"{source}: no text in it", "Give a file with one input a line.")
-    return list(enumerate(lines, start=1))
 
 
 def lines_to_records(task: AnyTask, lines: Iterable[tuple[int, str]], origin: str) -> Records:

@@ -9,9 +9,10 @@ from torch import nn
 
 from pretune.bundle.bundle import Bundle
 from pretune.errors import DataError, PretuneError, RunError, with_article
-from pretune.inference.runtime import choose_device
+from pretune.inference.runtime import check_precision, choose_device
 from pretune.models.families import build_head
 from pretune.models.language_model import LanguageModel
+from pretune.models.large_pages import settle
 from pretune.tasks.dialogue.dialogue import Instruct
 from pretune.tasks.dialogue.layouts import TemplateLayout
 from pretune.text.decode import SURROGATE
@@ -67,7 +68,8 @@ def stop_tokens_of(bundle: Bundle) -> frozenset[int]:
     names = ("eos_token", "sep_token", "cls_token")
     ids = {token_named(bundle.tokenizer, name) for name in names}
     if token_named(bundle.tokenizer, "eos_token") is None:
-        ids.add(getattr(bundle.backbone.config, "eos_token_id", None))
+        own = getattr(bundle.backbone.config, "eos_token_id", None)
+        ids |= {*own} if isinstance(own, list | tuple) else {own}
     return frozenset(_within(ids, bundle.tokenizer.vocab_size))
 
 
@@ -101,13 +103,15 @@ class Prompted:
         stop_tokens: Collection[int] = (),  # may be added to every text by the tokenizer
         start_token: int | None = None,  # stands for an empty text
         device: str = "auto",  # `auto`, `cpu`, `cuda`, ...
-        precision: str = "auto",  # `auto`, `float32` or `bf16`
+        precision: str = "auto",  # `auto`, `float32`, `bf16`, or `int8` on a CPU
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self.device = choose_device(device)
+        check_precision(precision, self.device)
         if isinstance(model, nn.Module):
             model.to(self.device).eval()
+            settle(model)
         self._stop_tokens = frozenset(stop_tokens)
         self._start_token = start_token
         self._precision = precision

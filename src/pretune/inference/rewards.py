@@ -11,7 +11,6 @@ import re
 import signal
 import sys
 import threading
-import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -57,6 +56,7 @@ from pretune.tasks.classification.multilabel import Multilabel
 from pretune.tasks.labels import label_key
 from pretune.tasks.regression.regress import Regress
 from pretune.tasks.sentences import SentenceTask
+from pretune.text.foreign_errors import described_error
 from pretune.text.terminal import in_line
 from pretune.tokenizers.tokenizer import Tokenizer
 
@@ -427,7 +427,7 @@ def _by_function(part: FunctionReward, key: str) -> RewardFunction:
             which = _failing(call, given)
             at = _counted(len(replies)) if which is None else _shown(replies, which)
             raise RewardError(
-                f"{origin} failed at {at}: {_described(error)}",
+                f"{origin} failed at {at}: {described_error(error)}",
                 "It gets a list of all replies, and a reply may be any text, also an empty one.",
             ) from error
 
@@ -453,7 +453,7 @@ def _imported(name: str, key: str) -> Callable[..., Any]:
             hint = f"Write it in this folder ({module_name.replace('.', '/')}.py), or install it."
             raise RecipeError(message, hint) from None
         raise RecipeError(
-            f"{key} {name}: the module cannot be imported: {_described(error)}", "Mend it."
+            f"{key} {name}: the module cannot be imported: {described_error(error)}", "Mend it."
         ) from error
     value: Any = module
     for attribute in path.split("."):
@@ -530,15 +530,6 @@ def _failing(
         except (Exception, SystemExit):
             return number
     return None
-
-
-def _described(error: BaseException) -> str:
-    """Return an error of somebody's code on one line, with the place where it was raised."""
-    text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if frame.filename != __file__ and "<" not in frame.filename]
-    place = f" ({os.path.basename(own[-1].filename)}, line {own[-1].lineno})" if own else ""
-    return in_line(brief(text)) + place
 
 
 # By a rule

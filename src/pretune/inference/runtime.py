@@ -86,6 +86,16 @@ def inference_context(device: torch.device, precision: str) -> AbstractContextMa
     return precision_context(device, precision)
 
 
+def writing_context(device: torch.device, precision: str) -> AbstractContextManager[Any]:
+    """Context for passes of few tokens by weights that are read where they lie.
+
+    A large model writes, and has to be in memory once only.
+    """
+    if device.type == "cpu" and precision in ("auto", "float32"):
+        return packing("plain")
+    return precision_context(device, precision)
+
+
 def precision_context(device: torch.device, precision: str) -> AbstractContextManager[Any]:
     """Context for forward passes: bf16 autocast for `bf16`, and for `auto` on CUDA.
 

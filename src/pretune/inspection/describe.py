@@ -10,7 +10,9 @@ from functools import lru_cache
 from operator import attrgetter
 from typing import Any
 
-from pretune.corpus.dedupe import Duplicates, digest, signature
+from typing_extensions import override
+
+from pretune.corpus.dedupe import Duplicates, signature, text_key
 from pretune.data.columns import as_text, label_column, text_columns
 from pretune.data.records import Records
 from pretune.errors import DataError
@@ -24,6 +26,8 @@ from pretune.inspection.describe_counts import (
 )
 from pretune.inspection.describe_labels import FileLabels, label_names, read_labels
 from pretune.tasks.labels import label_key
+from pretune.text.notebook import Displayed
+from pretune.text.terminal import in_line
 from pretune.tokenizers.tokenizer import Tokenizer
 
 #: Rows whose texts are tokenized at a time.
@@ -92,6 +96,10 @@ class Facts:
     shortest: list[TextExample] = field(default_factory=list)
     empty: int = 0
     empty_places: list[str] = field(default_factory=list)
+    unlabelled: int = 0  # rows without a label, where there is a column of labels
+    unlabelled_places: list[str] = field(default_factory=list)
+    unreadable: int = 0  # lines that are no rows
+    unreadable_places: list[str] = field(default_factory=list)  # with the reasons
     repeats: Repeats = field(default_factory=Repeats)
     scripts: dict[str, float] = field(default_factory=dict)
     unknown: UnknownTokens | None = None  # what becomes [UNK]; None without a tokenizer
@@ -106,7 +114,8 @@ class Facts:
         """Convert to plain values for JSON."""
         kept = ("origin", "rows", "columns", "text", "label", "labels", "label_remarks")
         return {
-            **{name: getattr(self, name) for name in (*kept, "empty", "scripts")},
+            **{name: getattr(self, name) for name in (*kept, "empty", "unlabelled", "unreadable")},
+            "scripts": self.scripts,
             "words": {name: lengths.to_dict() for name, lengths in self.words.items()},
             "tokens": {name: lengths.to_dict() for name, lengths in self.tokens.items()},
             "truncated": self.truncated(),
@@ -118,11 +127,29 @@ class Facts:
 
 
 @dataclass
-class Description:
+class Description(Displayed):
     """The description of some files, and the leaks between them."""
 
     files: list[Facts]
     leaks: list[Leak]
+
+    @override
+    def table_rows(self) -> list[dict[str, Any]]:
+        """List the labels of all files, each with its rows and its mean number of words."""
+        return [
+            {
+                "file": facts.origin,
+                "label": label,
+                "rows": lengths.rows,
+                "mean_words": lengths.mean,
+            }
+            for facts in self.files
+            for label, lengths in facts.words.items()
+        ]
+
+    def __repr__(self) -> str:
+        files = ", ".join(f"{in_line(own.origin)} ({own.rows:,} rows)" for own in self.files)
+        return f"<Description of {files}>"
 
     def to_dict(self) -> dict[str, Any]:
         """Convert to plain values for JSON."""
@@ -193,8 +220,10 @@ def _starting_at(before: int, progress: Callable[[int], None]) -> Callable[[int]
 
 def _begun(records: Records, text: Sequence[str] | None, label: str | None) -> Facts:
     """Say which columns of a file hold texts and labels."""
-    where_label = label_column(records, label)
+    where_label, bad = label_column(records, label), records.bad
     return Facts(
+        unreadable=0 if bad is None else bad.count,
+        unreadable_places=[] if bad is None else bad.lines(),
         origin=records.origin,
         rows=len(records),
         columns={c: count_types(row.get(c) for row in records.rows) for c in records.columns},
@@ -232,6 +261,10 @@ def _describe_file(
 ) -> Seen:
     """Look at all records of a file, and complete its description."""
     facts.label_remarks = [*labels.read.remarks]
+    if facts.label is not None:
+        without = [row for row, own in enumerate(labels.read.rows) if own is None]
+        facts.unlabelled = len(without)
+        facts.unlabelled_places = [place(records, row) for row in without[:EXAMPLES]]
     counter = None if tokenizer is None else TokenCounter(tokenizer)
     # One pass over the rows; texts are tokenized in chunks. A text that many rows share is looked
     # at once.
@@ -342,11 +375,6 @@ def _note(
 def place(records: Records, row: int) -> str:
     """Return the place of a row without the name of its file, such as `line 7`."""
     return records.where(row).removeprefix(f"{records.origin}, ")
-
-
-def text_key(text: str) -> bytes:
-    """Return a digest that is equal for texts that differ only in case and spaces."""
-    return digest(text.casefold())
 
 
 def _known(labels: Iterable[str]) -> set[str]:

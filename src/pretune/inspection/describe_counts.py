@@ -109,6 +109,7 @@ class TokenCounter:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.unknown = UnknownTokens()
+        self._tokenizer = tokenizer
         self._engine, self._origin = tokenizer.engine, tokenizer.origin
         self._dropped = DroppedCharacters(tokenizer.engine)
         self._lost = tokenizer.special_id("unk_token")
@@ -119,7 +120,7 @@ class TokenCounter:
         # A pair has a layout of its own, with a separator.
         inputs: Any = [tuple(parts) if len(parts) == 2 else "\n".join(parts) for parts in texts]
         with explained(self._engine, inputs, self._origin):
-            encodings = self._engine.encode_batch(inputs)
+            encodings = self._encoded(inputs)
         for row, parts, encoding in zip(rows, texts, encodings, strict=True):
             self.unknown.tokens += len(encoding.ids)
             for dropped in map(self._dropped, parts):
@@ -131,6 +132,16 @@ class TokenCounter:
                 whole = parts if len(parts) == 2 else ["\n".join(parts)]
                 self._note(row, whole, encoding)
         return [len(encoding.ids) for encoding in encodings]
+
+    def _encoded(self, inputs: Sequence[Any]) -> Sequence[Any]:
+        """Encode texts and pairs, all together where one engine does both steps."""
+        if self._tokenizer.cutter is None:
+            return self._engine.encode_batch(inputs)
+        pairs = [own if isinstance(own, tuple) else (own, None) for own in inputs]
+        return [
+            self._tokenizer.encode([first], None if second is None else [second])[0]
+            for first, second in pairs
+        ]
 
     def _note(self, row: int, parts: Sequence[str], encoding: Any) -> None:
         """Note which characters or words of a record became [UNK]."""

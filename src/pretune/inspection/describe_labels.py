@@ -28,13 +28,11 @@ class FileLabels:
 
     Attributes:
         rows: the labels of each record, as the data spell them; None where it says nothing.
-        kind: `one` label a record, `several`, or one for each of its `words`.
-        remarks: what looks wrong, a sentence each.
     """
 
     rows: Sequence[RowLabels]
-    kind: str
-    remarks: Sequence[str]
+    kind: str  # `one` label a record, `several`, or one for each of its `words`
+    remarks: Sequence[str]  # what looks wrong, a sentence each
 
 
 def read_labels(records: Records, column: str | None, text: Sequence[str]) -> FileLabels:

@@ -18,13 +18,11 @@ from pretune.experiments.costs import Flops, Memory, count_flops, estimate_memor
 from pretune.models import kernels
 from pretune.models.backbone import backbone_of
 from pretune.models.products import ONEDNN, PLAIN
-from pretune.tokenizers.load import load_tokenizer
+from pretune.tokenizers.load import has_tokenizer, load_tokenizer
 from pretune.tokenizers.tokenizer import Tokenizer
 
 #: Tokens of an attention map; in a larger map, a token would be a few pixels.
 MAX_DRAWN_TOKENS = 64
-#: A folder with a tokenizer has one of these files.
-TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "merges.txt")
 #: Length that costs are given for, unless the model has fewer positions.
 USUAL_LENGTH = 128
 
@@ -210,7 +208,7 @@ def _folded(name: str, parts: list[ModuleTree]) -> Iterable[ModuleTree]:
 def folder_tokenizer(outline: Outline) -> Tokenizer | None:
     """Load the tokenizer in a model's folder, if any; raises CheckpointError if it is damaged."""
     folder = outline.folder
-    if folder is None or not any((folder / name).is_file() for name in TOKENIZER_FILES):
+    if folder is None or not has_tokenizer(folder):
         return None
     return load_tokenizer(folder)
 
@@ -221,7 +219,8 @@ def needed_tokenizer(outline: Outline) -> Tokenizer:
     if tokenizer is None:
         raise CheckpointError(
             f"{outline.name}: no tokenizer here, so a text cannot be cut into tokens",
-            "Name a folder that has tokenizer.json, vocab.txt, or vocab.json and merges.txt.",
+            "Name a folder that has tokenizer.json, vocab.txt, vocab.json and merges.txt, or a "
+            "SentencePiece file.",
         )
     return tokenizer
 

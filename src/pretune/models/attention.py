@@ -7,25 +7,60 @@ Each query sees the keys of its own sequence and no other. Four ways to the same
 - `attention_reference`: the equation, one query at a time; the others are tested against it.
 - One sequence, as of one text: the rows are seen as they lie, without a plan.
 - CPU (and float32 on CUDA): sequences of similar length form a group, a small padded batch.
-- CUDA in half precision: FlashAttention's varlen kernel, which takes the borders as `cu_seqlens`.
+- CUDA in half precision: FlashAttention's varlen kernel (`flash.py`), if its first use is right.
+
+Families vary the equation: another scale than 1 / sqrt(d); a window, beyond which a query sees
+nothing; something that is added to the scores, such as T5's relative positions; several heads of
+queries that share one head of keys and values. Every way knows all of them, or leaves the batch to
+one that does.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from pretune.data.batch import Layout
+from pretune.models import flash
 from pretune.models.ops import dropout
 
 #: How much longer than its shortest sequence the longest sequence of a group may be.
 GROUP_RATIO = 1.15
 GROUP_SLACK = 2
+#: Queries of a long sequence that look at their window together; more, where a window is wider.
+BLOCK = 128
+
+#: What is added to the scaled scores: a function of queries `[B, H, Lq, D]`, keys `[B, H, Lk, D]`
+#: (neither is scaled) and distances `[1 or B, Lq, Lk]` int64, the place of the key minus that of
+#: the query. It gives a tensor that broadcasts to `[B, H, Lq, Lk]`.
+ScoreBias = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class _Rule:
+    """How queries score keys; the attributes are the arguments of `attention`."""
+
+    causal: bool = False
+    scale: float | None = None
+    window: int | None = None
+    score_bias: ScoreBias | None = None
+
+    @property
+    def usual(self) -> bool:
+        """Whether nothing is added to the scores, and no window hides keys."""
+        return self.window is None and self.score_bias is None
+
+    def within(self, longest: int) -> _Rule:
+        """The same rule, without a window that hides nothing of sequences up to `longest`."""
+        if self.window is None or self.window < longest:
+            return self
+        return _Rule(self.causal, self.scale, None, self.score_bias)
 
 
 def attention(
@@ -37,19 +72,29 @@ def attention(
     *,
     causal: bool = False,
     dropout_p: float = 0.0,
+    scale: float | None = None,
+    window: int | None = None,
+    score_bias: ScoreBias | None = None,
+    places: Tensor | None = None,
 ) -> Tensor:
     """Attention within each sequence of a packed batch.
 
     Args:
         q: `[Tq, H, D]`. Rows past `queries.total` are padding and come back as zeros.
-        k: `[Tk, H, D]`.
-        v: `[Tk, H, D]`.
+        k: `[Tk, K, D]`. K is H, or a divisor: then each head of keys and values serves H / K heads
+            of queries that follow each other (Ainslie et al. 2023).
+        v: `[Tk, K, D]`.
         queries: the sequences of `q`.
         keys: the sequences of `k` and `v`; the same object for self-attention; a layout
             with the same number of sequences for cross-attention, or for selected queries.
         causal: query i of a sequence sees keys up to i, counted from the end of both, so that a
             single last query sees all keys.
         dropout_p: probability of dropping an attention weight; 0 when not training.
+        scale: factor on the products of queries and keys; None: 1 / sqrt(D).
+        window: a query sees only keys at a distance below this, on both sides.
+        score_bias: gives what is added to the scaled scores.
+        places: `[Tq]` int64, the place of each query among its sequence's keys, for `window` and
+            `score_bias`; None: queries are the last ones of their sequences.
 
     Returns:
         `[Tq, H, D]`.
@@ -59,73 +104,135 @@ def attention(
     """
     if keys is not queries:
         _check(queries, keys, causal)
-    # FlashAttention knows half precision only.
-    if q.is_cuda and q.dtype in (torch.float16, torch.bfloat16):
-        return _pad_rows(_varlen(q, k, v, queries, keys, causal, dropout_p), len(q))
+    rule = _Rule(causal, scale, window, score_bias).within(keys.max_seqlen)
+    places = None if rule.usual else places
+    # FlashAttention knows half precision only, and nothing that is added to the scores.
+    if flash.applies(q) and rule.score_bias is None and places is None:
+        kind = causal, rule.window is not None, dropout_p > 0.0
+        if flash.works(q.device, q.dtype, q.shape[-1], *kind):
+            how = causal, scale, rule.window, dropout_p
+            return _pad_rows(flash.flash_attention(q, k, v, queries, keys, *how), len(q))
     if q.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
         # On a CPU the small products and the softmax of a group are slower in bf16 than in float32.
         with torch.autocast("cpu", enabled=False):
-            return _grouped(q.float(), k.float(), v.float(), queries, keys, causal, dropout_p)
-    return _grouped(q, k, v, queries, keys, causal, dropout_p)
+            exact = q.float(), k.float(), v.float()
+            return _grouped(*exact, queries, keys, rule, dropout_p, places)
+    return _grouped(q, k, v, queries, keys, rule, dropout_p, places)
 
 
 def _grouped(
-    q: Tensor, k: Tensor, v: Tensor, queries: Layout, keys: Layout, causal: bool, dropout_p: float
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    queries: Layout,
+    keys: Layout,
+    rule: _Rule,
+    dropout_p: float,
+    places: Tensor | None,
 ) -> Tensor:
-    if len(queries.lengths) == 1 and dropout_p == 0.0:
+    causal = rule.causal
+    if len(queries.lengths) == 1 and dropout_p == 0.0 and rule.usual:
         length, seen = queries.total, keys.total
         # A single query sees all keys; others are counted from the end, which is a matter of masks.
         if length and (length in (1, seen) or not causal):
-            mixed = attention_single(q[:length], k[:seen], v[:seen], causal=causal and length > 1)
-            return _pad_rows(mixed, len(q))
+            own, causal = (q[:length], k[:seen], v[:seen]), causal and length > 1
+            return _pad_rows(attention_single(*own, causal=causal, scale=rule.scale), len(q))
     # Groups come out sorted by length; `restore` puts their rows back.
-    plan = _plan(queries, keys, q.device)
-    outputs = [_attend_group(q, k, v, group, causal, dropout_p) for group in plan.groups]
+    plan = _plan(queries, keys, rule if places is None else _Rule(), q.device)
+    outputs = [_attend_group(q, k, v, group, rule, dropout_p, places) for group in plan.groups]
     packed = outputs[0] if len(outputs) == 1 else torch.cat([q[:0], *outputs])
     if plan.restore is not None:
         packed = packed.index_select(0, plan.restore)
     return _pad_rows(packed, len(q))
 
 
-def attention_single(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False) -> Tensor:
+def attention_single(
+    q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False, scale: float | None = None
+) -> Tensor:
     """Attention within one sequence, `[Lq, H, D]`.
 
     Args:
         q: `[Lq, H, D]`.
-        k: `[Lk, H, D]`.
-        v: `[Lk, H, D]`.
+        k: `[Lk, K, D]`.
+        v: `[Lk, K, D]`.
         causal: query i sees keys up to i; Lq is Lk.
+        scale: as in `attention`.
     """
     query, key, value = (x.transpose(0, 1).unsqueeze(0) for x in (q, k, v))
-    mixed = F.scaled_dot_product_attention(query, key, value, is_causal=causal)
+    key, value = _for_all_heads(key, value, q.shape[1])
+    mixed = F.scaled_dot_product_attention(query, key, value, is_causal=causal, scale=scale)
     return mixed.squeeze(0).transpose(0, 1)
 
 
-def attention_step(q: Tensor, keys: Tensor, values: Tensor, visible: Tensor | None) -> Tensor:
+def attention_step(
+    q: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    visible: Tensor | None,
+    places: Tensor | None = None,
+    *,
+    scale: float | None = None,
+    window: int | None = None,
+    score_bias: ScoreBias | None = None,
+) -> Tensor:
     """Attention of one new token of each sequence to the keys in a cache, `[B, H, D]`.
 
     Args:
         q: `[B, H, D]`, of the new tokens; further rows are padding.
-        keys: `[B, H, L, D]`, including the keys of the new tokens.
-        values: `[B, H, L, D]`.
+        keys: `[B, K, L, D]`, including the keys of the new tokens.
+        values: `[B, K, L, D]`.
         visible: `[B, 1, 1, L]` False where a sequence has no key; None: all have L keys.
+        places: `[B]`, the number of the key of each new token; not needed without `visible`.
+        scale: as in `attention`.
+        window: as in `attention`.
+        score_bias: as in `attention`.
     """
-    newest = q[: len(keys)].unsqueeze(2)
-    mixed = F.scaled_dot_product_attention(newest, keys, values, attn_mask=visible)
-    return _pad_rows(mixed.squeeze(2), len(q))
+    count, shared, longest, size = keys.shape
+    newest = q[:count]
+    # The numbers of the keys that are looked at, and each query's own.
+    columns = torch.arange(longest, device=q.device)
+    at = columns[-1:] if visible is None or places is None else places
+    if window is not None and window < longest:
+        if visible is None:
+            keys, values = keys[:, :, -window:], values[:, :, -window:]
+            columns = columns[-window:]
+        else:
+            visible = visible & (columns > at[:, None] - window)[:, None, None]
+    mask = visible
+    if score_bias is not None:
+        every = _for_all_heads(keys, keys, q.shape[1])[0]
+        mask = score_bias(newest.unsqueeze(2), every, (columns - at[:, None])[:, None]).to(q.dtype)
+        mask = mask.expand(-1, q.shape[1], -1, -1)
+        mask = mask if visible is None else mask.masked_fill(~visible, float("-inf"))
+        mask = mask.reshape(len(mask), shared, -1, mask.shape[-1])
+    # The queries that share keys are the rows of one product: no key is copied.
+    newest = newest.reshape(count, shared, -1, size)
+    mixed = F.scaled_dot_product_attention(newest, keys, values, attn_mask=mask, scale=scale)
+    return _pad_rows(mixed.reshape(count, -1, size), len(q))
 
 
 def attention_after(
-    q: Tensor, keys: Tensor, values: Tensor, queries: Layout, lengths: Sequence[int]
+    q: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    queries: Layout,
+    lengths: Sequence[int],
+    *,
+    scale: float | None = None,
+    window: int | None = None,
+    score_bias: ScoreBias | None = None,
 ) -> Tensor:
     """Attention of several new tokens of each sequence to the keys in a cache, `[Tq, H, D]`.
 
     Args:
         q: `[Tq, H, D]`, packed: the new tokens; further rows are padding.
-        keys: `[B, H, L, D]`, including the keys of the new tokens.
-        values: `[B, H, L, D]`.
+        keys: `[B, K, L, D]`, including the keys of the new tokens.
+        values: `[B, K, L, D]`.
         queries: the layout of the new tokens.
         lengths: number of keys of each sequence; its last query sees them all.
+        scale: as in `attention`.
+        window: as in `attention`.
+        score_bias: as in `attention`.
     """
     # The packed queries as a padded batch [B, longest, H, D].
     asking = torch.tensor(queries.lengths)
@@ -134,13 +241,34 @@ def attention_after(
     rows, columns = rows.to(q.device), columns.to(q.device)
     padded = q.new_zeros(len(asking), queries.max_seqlen, *q.shape[1:])
     padded[rows, columns] = q[: queries.total]
-    # Query j sees the keys before the sequence's new tokens, and j + 1 keys of new tokens.
-    first = (torch.tensor(lengths) - asking)[:, None] + torch.arange(queries.max_seqlen)
-    seen = torch.arange(keys.shape[2]) <= first[:, :, None]
-    mixed = F.scaled_dot_product_attention(
-        padded.transpose(1, 2), keys, values, attn_mask=seen[:, None].to(q.device)
-    )
+    padded = padded.transpose(1, 2)
+    keys, values = _for_all_heads(keys, values, q.shape[1])
+    # Query j sees the keys before the sequence's new tokens, and j + 1 keys of new tokens. What
+    # only fills up the batch stands where the last query does.
+    ends = torch.tensor(lengths)
+    first = (ends - asking)[:, None] + torch.arange(queries.max_seqlen)
+    at = torch.minimum(first, ends[:, None] - 1)[:, :, None]
+    seen = torch.arange(keys.shape[2]) <= at
+    if window is not None:
+        seen &= torch.arange(keys.shape[2]) > at - window
+    mask = seen[:, None].to(q.device)
+    if score_bias is not None:
+        distances = (torch.arange(keys.shape[2]) - at).to(q.device)
+        bias = score_bias(padded, keys, distances).to(q.dtype)
+        mask = bias.masked_fill(~mask, float("-inf"))
+    mixed = F.scaled_dot_product_attention(padded, keys, values, attn_mask=mask, scale=scale)
     return _pad_rows(mixed.transpose(1, 2)[rows, columns], len(q))
+
+
+def _for_all_heads(keys: Tensor, values: Tensor, heads: int) -> tuple[Tensor, Tensor]:
+    """Keys and values `[B, K, L, D]`, once for each head of queries: `[B, H, L, D]`."""
+    shared = keys.shape[1]
+    if shared == heads:
+        return keys, values
+    keys, values = (
+        x.unsqueeze(2).expand(-1, -1, heads // shared, -1, -1).flatten(1, 2) for x in (keys, values)
+    )
+    return keys, values
 
 
 def _check(queries: Layout, keys: Layout, causal: bool) -> None:
@@ -172,7 +300,9 @@ class _Group:
     key_rows: Tensor | tuple[int, int]
     valid: Tensor | None  # [number of real queries] positions in the flattened [B * Lq]
     key_lengths: Tensor | None  # [B, 1], if not all have key_length keys
-    causal_shift: Tensor  # [B, 1, 1]: keys - queries of each sequence
+    shift: Tensor  # [B, 1, 1]: where the first query of each sequence stands among its keys
+    aligned: bool  # whether that is the same for all sequences
+    masks: dict[Any, Tensor | None] = field(default_factory=dict)  # see `_mask`; for all layers
 
     @property
     def square(self) -> bool:
@@ -187,17 +317,71 @@ class _Plan:
     restore: Tensor | None  # index that puts the rows of all groups into the order of the batch
 
 
-def _plan(queries: Layout, keys: Layout, device: torch.device) -> _Plan:
+def _plan(queries: Layout, keys: Layout, rule: _Rule, device: torch.device) -> _Plan:
     # A plan depends on the lengths alone. The key for self-attention is short, as every layer looks
     # it up.
-    key = "self" if keys is queries else keys.lengths
+    near = rule.window is not None and keys is queries and queries.max_seqlen >= 2 * _span(rule)
+    key = (rule.window, rule.causal) if near else "self" if keys is queries else keys.lengths
     if key not in queries.plans:
-        queries.plans[key] = _make_plan(queries, keys, device)
+        asking, seen, shifts = _blocks(queries, rule) if near else (queries, keys, None)
+        queries.plans[key] = _make_plan(asking, seen, device, shifts)
     plan: _Plan = queries.plans[key]
     return plan
 
 
-def _make_plan(queries: Layout, keys: Layout, device: torch.device) -> _Plan:
+@dataclass(frozen=True)
+class _Pieces:
+    """Runs of rows: where each begins, and how many it has; they may overlap."""
+
+    starts: tuple[int, ...]
+    lengths: tuple[int, ...]
+
+
+def _span(rule: _Rule) -> int:
+    """How many keys a block of queries sees, of which a window hides all others."""
+    near = (rule.window or 1) - 1
+    return max(BLOCK, near) + near * (1 if rule.causal else 2)
+
+
+def _blocks(layout: Layout, rule: _Rule) -> tuple[_Pieces, _Pieces, list[int]]:
+    """Cut long sequences into blocks of queries, each with the keys that its windows leave.
+
+    Returns:
+        queries and keys of each block, and where its first query stands among its keys.
+    """
+    near, cut = (rule.window or 1) - 1, 2 * _span(rule)
+    size = max(BLOCK, near)
+    queries, keys, shifts = list[tuple[int, int]](), list[tuple[int, int]](), list[int]()
+    for start, length in zip(layout.starts, layout.lengths, strict=True):
+        step = size if length >= cut else max(length, 1)
+        for first in range(0, length, step):
+            last = min(first + step, length)
+            low = max(first - near, 0)
+            high = last if rule.causal else min(last + near, length)
+            queries.append((start + first, last - first))
+            keys.append((start + low, high - low))
+            shifts.append(first - low)
+    asking, seen = (_Pieces(*zip(*runs, strict=True)) for runs in (queries, keys))
+    return asking, seen, shifts
+
+
+def _make_plan(
+    queries: Layout | _Pieces,
+    keys: Layout | _Pieces,
+    device: torch.device,
+    shifts: Sequence[int] | None = None,
+) -> _Plan:
+    """Sort sequences into groups.
+
+    Args:
+        queries: the sequences.
+        keys: those that they see.
+        device: for the indices.
+        shifts: where the first query of each stands among its keys; default: the last queries stand
+            at the ends.
+    """
+    if shifts is None:
+        shifts = [k - q for q, k in zip(queries.lengths, keys.lengths, strict=True)]
     # Sort sequences by length, and start a new group where one is too far from the first. Answers
     # go longest first, as their batches come: there nothing has to be put back in order. The order
     # of training is never another: dropout draws its numbers group by group.
@@ -216,7 +400,9 @@ def _make_plan(queries: Layout, keys: Layout, device: torch.device) -> _Plan:
             members[-1].append(i)
         else:
             members.append([i])
-    groups = [_make_group(group, queries, keys, device) for group in members]
+    groups = [
+        _make_group(group, queries, keys, [shifts[i] for i in group], device) for group in members
+    ]
     # Sorting changed the order of the rows, which must be undone at the end.
     restore = None
     if order != asking:
@@ -227,12 +413,14 @@ def _make_plan(queries: Layout, keys: Layout, device: torch.device) -> _Plan:
     return _Plan(groups, restore)
 
 
-def _rows(members: list[int], layout: Layout) -> Tensor:
+def _rows(members: list[int], layout: Layout | _Pieces) -> Tensor:
     starts, lengths = layout.starts, layout.lengths
     return torch.cat([torch.arange(starts[i], starts[i] + lengths[i]) for i in members])
 
 
-def _padded_rows(members: list[int], layout: Layout, lanes: int = 1) -> Tensor | tuple[int, int]:
+def _padded_rows(
+    members: list[int], layout: Layout | _Pieces, lanes: int = 1
+) -> Tensor | tuple[int, int]:
     """The rows of a `[B, L]` batch. Past its end a sequence repeats its last row, masked later.
 
     Where L lacks at most half of `lanes` to a multiple of them, it becomes one.
@@ -249,7 +437,13 @@ def _padded_rows(members: list[int], layout: Layout, lanes: int = 1) -> Tensor |
     return (starts[:, None] + torch.minimum(columns, lengths[:, None] - 1)).flatten()
 
 
-def _make_group(members: list[int], queries: Layout, keys: Layout, device: torch.device) -> _Group:
+def _make_group(
+    members: list[int],
+    queries: Layout | _Pieces,
+    keys: Layout | _Pieces,
+    shifts: list[int],
+    device: torch.device,
+) -> _Group:
     def put(rows: Tensor | tuple[int, int]) -> Tensor | tuple[int, int]:
         return rows.to(device) if isinstance(rows, Tensor) else rows
 
@@ -275,7 +469,8 @@ def _make_group(members: list[int], queries: Layout, keys: Layout, device: torch
         key_rows=put(key_rows),
         valid=valid,
         key_lengths=key_lengths[:, None].to(device) if ragged else None,
-        causal_shift=(key_lengths - query_lengths)[:, None, None].to(device),
+        shift=torch.tensor(shifts)[:, None, None].to(device),
+        aligned=len(set(shifts)) == 1,
     )
 
 
@@ -300,98 +495,179 @@ def _gather(x: Tensor, rows: Tensor | tuple[int, int], size: int) -> Tensor:
     return taken.view(size, -1, *x.shape[1:]).transpose(1, 2)
 
 
-def _forbidden(group: _Group, causal: bool, device: torch.device) -> Tensor | None:
-    """The mask `[B, 1, Lq or 1, Lk]`, True where a query must not look; None: it may everywhere."""
+def _forbidden(
+    group: _Group, rule: _Rule, places: Tensor | None, device: torch.device
+) -> Tensor | None:
+    """The mask `[1 or B, 1, 1 or Lq, Lk]`, True where a query must not look.
+
+    None: it may look everywhere.
+    """
     column = torch.arange(group.key_length, device=device)
     mask = None
     if group.key_lengths is not None:
         mask = (column >= group.key_lengths)[:, None, None, :]
-    if causal:
+    if rule.causal:
         row = torch.arange(group.query_length, device=device)[:, None]
-        later = (column > row + group.causal_shift)[:, None]
+        later = (column > row + group.shift)[:, None]
         mask = later if mask is None else mask | later
+    if rule.window is not None:
+        # What only fills up the batch stands where the last query does: a softmax over no keys
+        # would be no number, and its gradient neither.
+        ends = group.key_length if group.key_lengths is None else group.key_lengths[:, :, None]
+        at = torch.minimum(_places(group, places, device), torch.as_tensor(ends - 1, device=device))
+        far = (column <= at - rule.window) | (column >= at + rule.window)
+        mask = far[:, None] if mask is None else mask | far[:, None]
     return mask
 
 
+def _mask(group: _Group, rule: _Rule, places: Tensor | None, q: Tensor) -> Tensor | None:
+    """What is added to scores so that no query looks where it must not: 0 or -inf; None: nothing.
+
+    It is the same in all layers of one kind.
+    """
+    key = (rule.causal, rule.window, q.dtype) if places is None else None
+    if key is not None and key in group.masks:
+        return group.masks[key]
+    forbidden, mask = _forbidden(group, rule, places, q.device), None
+    if forbidden is not None:
+        mask = q.new_zeros(forbidden.shape).masked_fill_(forbidden, float("-inf"))
+    if key is not None:
+        group.masks[key] = mask
+    return mask
+
+
+def _sum(one: Tensor | None, other: Tensor | None) -> Tensor | None:
+    return one + other if one is not None and other is not None else other if one is None else one
+
+
+def _places(group: _Group, places: Tensor | None, device: torch.device) -> Tensor:
+    """Where each query stands among the keys of its sequence, `[1 or B, Lq, 1]`."""
+    if places is None:
+        shift = group.shift[:1] if group.aligned else group.shift
+        return torch.arange(group.query_length, device=device)[:, None] + shift
+    rows = group.query_rows
+    own = places[rows] if isinstance(rows, Tensor) else places[rows[0] : rows[1]]
+    return own.view(group.size, -1, 1)
+
+
 def _attend_group(
-    q: Tensor, k: Tensor, v: Tensor, group: _Group, causal: bool, dropout_p: float
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    group: _Group,
+    rule: _Rule,
+    dropout_p: float,
+    places: Tensor | None,
 ) -> Tensor:
     """Attention within one group, `[n, H, D]` for its n real queries."""
     q = _gather(q, group.query_rows, group.size)
     k = _gather(k, group.key_rows, group.size)
     v = _gather(v, group.key_rows, group.size)
+    k, v = _for_all_heads(k, v, q.shape[1])
+    bias = None
+    if rule.score_bias is not None:
+        column = torch.arange(group.key_length, device=q.device)
+        bias = rule.score_bias(q, k, column - _places(group, places, q.device)).to(q.dtype)
     # SDPA never holds the L x L scores, but its dropout is slow on a CPU.
     if dropout_p > 0.0:
-        weights = _weights(q, k, _forbidden(group, causal, q.device))
+        bias = _sum(bias, _mask(group, rule, places, q))
+        weights = _weights(q, k, None, rule.scale, bias)
         mixed = dropout(weights, dropout_p, training=True) @ v
-    elif causal and group.square:
-        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    elif rule.causal and rule.usual and group.square:
+        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=rule.scale)
     else:
-        forbidden = _forbidden(group, causal, q.device)
-        allowed = None if forbidden is None else ~forbidden
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed)
+        bias = _sum(bias, _mask(group, rule, places, q))
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=rule.scale)
     # Back to packed rows, without those of padding.
     mixed = mixed.transpose(1, 2).reshape(-1, mixed.shape[1], mixed.shape[3])
     return mixed if group.valid is None else mixed.index_select(0, group.valid)
 
 
-def _weights(q: Tensor, k: Tensor, forbidden: Tensor | None) -> Tensor:
-    scores = (q / math.sqrt(q.shape[-1])) @ k.transpose(-1, -2)
+def _weights(
+    q: Tensor,
+    k: Tensor,
+    forbidden: Tensor | None,
+    scale: float | None = None,
+    bias: Tensor | None = None,
+) -> Tensor:
+    scaled = q / math.sqrt(q.shape[-1]) if scale is None else q * scale
+    scores = scaled @ k.transpose(-1, -2)
+    if bias is not None:
+        scores = scores + bias
     if forbidden is not None:
         scores = scores.masked_fill(forbidden, float("-inf"))
     return scores.softmax(-1)
 
 
-def _varlen(
-    q: Tensor, k: Tensor, v: Tensor, queries: Layout, keys: Layout, causal: bool, dropout_p: float
-) -> Tensor:
-    q, k, v = q[: queries.total], k[: keys.total], v[: keys.total]
-    sizes = (queries.cu_seqlens, keys.cu_seqlens, queries.max_seqlen, keys.max_seqlen)
-    if dropout_p == 0.0:
-        from torch.nn.attention.varlen import varlen_attn
-
-        # How far a query sees to the left and to the right; -1: without limit.
-        window = (-1, 0) if causal else (-1, -1)
-        mixed = varlen_attn(q, k, v, *sizes, window_size=window)
-        assert isinstance(mixed, Tensor)  # noqa: S101 - for the type checker: no aux was asked for
-        return mixed
-    # The public varlen_attn has no dropout. The kernel below it has, and is differentiable too.
-    flash = torch.ops.aten._flash_attention_forward
-    dropped: Tensor = flash(q, k, v, *sizes, dropout_p, causal, False)[0]
-    return dropped
-
-
 def attention_maps(
-    q: Tensor, k: Tensor, queries: Layout, keys: Layout, *, causal: bool = False
+    q: Tensor,
+    k: Tensor,
+    queries: Layout,
+    keys: Layout,
+    *,
+    causal: bool = False,
+    scale: float | None = None,
+    window: int | None = None,
+    score_bias: ScoreBias | None = None,
 ) -> list[Tensor]:
-    """The attention weights of each sequence, `[H, Lq, Lk]`, whose rows sum to 1."""
+    """The attention weights of each sequence, `[H, Lq, Lk]`, whose rows sum to 1.
+
+    The arguments are as for `attention`.
+    """
     maps = []
     for i in range(len(queries.lengths)):
         rows = slice(queries.starts[i], queries.starts[i] + queries.lengths[i])
         columns = slice(keys.starts[i], keys.starts[i] + keys.lengths[i])
-        one_q, one_k = q[rows].transpose(0, 1), k[columns].transpose(0, 1)
-        forbidden = None
-        if causal:
-            length_q, length_k = one_q.shape[1], one_k.shape[1]
-            everywhere = torch.ones(length_q, length_k, dtype=torch.bool, device=q.device)
-            forbidden = everywhere.triu(1 + length_k - length_q)
-        maps.append(_weights(one_q, one_k, forbidden))
+        one_q, one_k = (x.transpose(0, 1).unsqueeze(0) for x in (q[rows], k[columns]))
+        one_k = _for_all_heads(one_k, one_k, q.shape[1])[0]
+        length_q, length_k = one_q.shape[2], one_k.shape[2]
+        at = torch.arange(length_k - length_q, length_k, device=q.device)[:, None]
+        distances = torch.arange(length_k, device=q.device) - at
+        forbidden = distances > 0 if causal else torch.zeros_like(distances, dtype=torch.bool)
+        if window is not None:
+            forbidden |= distances.abs() >= window
+        bias = None if score_bias is None else score_bias(one_q, one_k, distances[None])
+        maps.append(_weights(one_q, one_k, forbidden, scale, bias).squeeze(0))
     return maps
 
 
 def attention_reference(
-    q: Tensor, k: Tensor, v: Tensor, queries: Layout, keys: Layout, *, causal: bool = False
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    queries: Layout,
+    keys: Layout,
+    *,
+    causal: bool = False,
+    scale: float | None = None,
+    window: int | None = None,
+    score_bias: ScoreBias | None = None,
+    places: Tensor | None = None,
 ) -> Tensor:
-    """The equation, one query at a time: slow and obvious. Returns `[queries.total, H, D]`."""
+    """The equation, one query at a time: slow and obvious. Returns `[queries.total, H, D]`.
+
+    The arguments are as for `attention`.
+    """
     outputs = []
     for i, length in enumerate(queries.lengths):
         start_k, length_k = keys.starts[i], keys.lengths[i]
         for j in range(length):
-            visible = length_k - length + j + 1 if causal else length_k
-            query = q[queries.starts[i] + j]  # [H, D]
-            key = k[start_k : start_k + visible]  # [L, H, D]
-            value = v[start_k : start_k + visible]
-            scores = (query * key).sum(-1) / q.shape[-1] ** 0.5  # [L, H]
+            row, at = queries.starts[i] + j, length_k - length + j
+            first, visible = 0, at + 1 if causal else length_k
+            if places is not None:
+                at = int(places[row])
+            if window is not None:
+                first, visible = max(at - window + 1, 0), min(at + window, visible)
+            query = q[row]  # [H, D]
+            # Heads 0, 1, .. of a group of queries have the same keys and values.
+            group = q.shape[1] // k.shape[1]
+            key = k[start_k + first : start_k + visible].repeat_interleave(group, 1)  # [L, H, D]
+            value = v[start_k + first : start_k + visible].repeat_interleave(group, 1)
+            scores = (query * key).sum(-1) * (q.shape[-1] ** -0.5 if scale is None else scale)
+            if score_bias is not None:
+                distances = torch.arange(first, visible, device=q.device) - at
+                own = query[None, :, None], key.transpose(0, 1)[None], distances[None, None]
+                scores = scores + score_bias(*own)[0, :, 0].t()  # [L, H]
             weights = scores.exp() / scores.exp().sum(0)
             outputs.append((weights[:, :, None] * value).sum(0))
     return torch.stack(outputs)

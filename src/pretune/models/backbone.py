@@ -7,16 +7,19 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+from typing_extensions import override
 
 from pretune.data.batch import Layout, PackedBatch, Selection
 from pretune.models.config import ModelConfig
 from pretune.models.few_rows import FewRows
 from pretune.models.kv_cache import KVCache
 from pretune.models.language_model import SequenceState
-from pretune.models.layers import Embedding, ModelOutput, TransformerLayer
+from pretune.models.layers import Embedding, ModelOutput, RMSNorm, TransformerLayer
 from pretune.models.ops import pad_rows
+from pretune.models.rope import Rope, Turns
 
 
 class Embeddings(nn.Module):
@@ -27,6 +30,19 @@ class Embeddings(nn.Module):
     def forward(self, batch: PackedBatch) -> Tensor:
         """Embed the tokens of a batch, `[T, hidden]`."""
         raise NotImplementedError
+
+
+class TokenEmbeddings(Embeddings):
+    """The tokens alone, where positions turn queries and keys."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.tokens = Embedding(config.size("vocab_size"), config.size("hidden_size"))
+
+    @override
+    def forward(self, batch: PackedBatch) -> Tensor:
+        embedded: Tensor = self.tokens(batch.tokens)
+        return embedded
 
 
 class Backbone(nn.Module):
@@ -43,7 +59,7 @@ class Backbone(nn.Module):
         config: the sizes.
         embeddings: turns tokens into the first hidden states.
         layers: the L layers.
-        final_norm: the LayerNorm after the last layer of pre-norm models.
+        final_norm: the norm after the last layer of pre-norm models.
     """
 
     config_class: ClassVar[type[ModelConfig]]
@@ -69,7 +85,7 @@ class Backbone(nn.Module):
         self.few_rows = FewRows()
 
     def init_weights(self, module: nn.Module | None = None) -> None:
-        """Draw fresh weights: normal(0, initializer_range); biases 0, LayerNorm 1 and 0.
+        """Draw fresh weights: normal(0, initializer_range); biases 0, norms 1 and 0.
 
         Args:
             module: only this part, such as a new head; default: the whole model. Parts on the meta
@@ -78,13 +94,16 @@ class Backbone(nn.Module):
         for part in (module or self).modules():
             if any(parameter.is_meta for parameter in part.parameters(recurse=False)):
                 continue
-            if isinstance(part, nn.Linear | nn.Embedding):
+            if isinstance(part, nn.Linear | nn.Embedding | nn.Conv1d):
                 nn.init.normal_(part.weight, std=self.config.initializer_range)
-                if isinstance(part, nn.Linear) and part.bias is not None:
+                if not isinstance(part, nn.Embedding) and part.bias is not None:
                     nn.init.zeros_(part.bias)
             elif isinstance(part, nn.LayerNorm):
                 nn.init.ones_(part.weight)
-                nn.init.zeros_(part.bias)
+                if part.bias is not None:
+                    nn.init.zeros_(part.bias)
+            elif isinstance(part, RMSNorm):
+                nn.init.constant_(part.weight, 1.0 - part.offset)
             else:  # a parameter of the module's own, e.g. the bias of a tied output layer
                 # Unknown parameters are an error: they must not start as they happen to be.
                 for name, parameter in part.named_parameters(recurse=False):
@@ -127,19 +146,23 @@ class Backbone(nn.Module):
         late = select is None or (self.causal and select is not batch.last)
 
         quick = self.few_rows.functions(self.layers, x, None if late else select)
+        turns = self._turns(batch, len(x))
 
         hidden_states, attentions = [x], []
         for i, layer in enumerate(self.layers):
             assert isinstance(layer, TransformerLayer)  # noqa: S101 - for mypy
+            turned = turns.get(layer.attention.rope)
             if output_attentions:
-                attentions.append(layer.attention_maps(x, batch.layout))
+                attentions.append(layer.attention_maps(x, batch.layout, turned))
             last = i == len(self.layers) - 1
             rows = select if last and not late else None
             kept: dict[str, Any] = {} if state is None else {"cache": state, "index": i}
+            if turned is not None:
+                kept["turns"] = turned
             if quick is None:
                 x = self.through(layer, x, batch.layout, select=rows, **kept)
             else:
-                x = quick[i](x, batch.layout, rows, state, i)
+                x = quick[i](x, batch.layout, rows, state, i, turned)
             if last and self.final_norm is not None:
                 x = self.final_norm(x)
             if output_hidden_states:  # else only autograd should hold on to them
@@ -155,6 +178,17 @@ class Backbone(nn.Module):
             hidden_states=tuple(h[:total] for h in hidden_states) if output_hidden_states else None,
             attentions=tuple(attentions) if output_attentions else None,
         )
+
+    def _turns(self, batch: PackedBatch, rows: int) -> dict[Rope | None, Turns]:
+        """The angles of each kind of rotary positions, for a batch that is padded to `rows`."""
+        attentions = [
+            layer.attention for layer in self.layers if isinstance(layer, TransformerLayer)
+        ]
+        ropes = {attention.rope for attention in attentions if attention.rope is not None}
+        if not ropes:
+            return {}
+        positions = F.pad(batch.positions, (0, rows - batch.num_tokens))
+        return {rope: rope.turns(positions, batch.layout) for rope in ropes}
 
     @property
     def stacks(self) -> tuple[int, ...]:
@@ -174,6 +208,9 @@ class Backbone(nn.Module):
         self.embeddings.tokens = self.embeddings.tokens.grown(added)
         size = self.config.size("vocab_size") + added
         self.config = replace(self.config, vocab_size=size)  # type: ignore[call-arg]
+
+    def renumber_padding(self, number: int) -> None:
+        """Prepare for another number of the padding token, for families that count from it."""
 
     def drop_pooler(self) -> None:
         """Remove the pooler, if there is one, for a head that does not read it."""

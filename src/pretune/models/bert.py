@@ -6,7 +6,7 @@ Embeddings of token, segment and position are added; L post-norm Transformer lay
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
@@ -30,7 +30,7 @@ POSITION_TYPES = ("absolute", "sinusoidal")
 
 @dataclass(frozen=True)
 class EncoderConfig(ModelConfig):
-    """The sizes that BERT and ELECTRA have, under the names of `config.json`."""
+    """The sizes that BERT and its relatives have, under the names of `config.json`."""
 
     dropout_names: ClassVar[tuple[str, ...]] = ("hidden_dropout_prob",)
     attention_dropout_name: ClassVar[str] = "attention_probs_dropout_prob"
@@ -56,16 +56,51 @@ class EncoderConfig(ModelConfig):
 
     def layers(self) -> list[PostNormLayer]:
         """Make the layers, with fresh weights."""
-        return [
-            PostNormLayer(
-                *(self.hidden_size, self.num_attention_heads, self.intermediate_size),
-                self.hidden_act,
-                dropout=self.hidden_dropout_prob,
-                attention_dropout=self.attention_probs_dropout_prob,
-                eps=self.layer_norm_eps,
-            )
-            for _ in range(self.num_hidden_layers)
-        ]
+        return [self.layer() for _ in range(self.num_hidden_layers)]
+
+    def layer(self) -> PostNormLayer:
+        """Make a layer, with fresh weights."""
+        return PostNormLayer(
+            *(self.hidden_size, self.num_attention_heads, self.intermediate_size),
+            self.hidden_act,
+            dropout=self.hidden_dropout_prob,
+            attention_dropout=self.attention_probs_dropout_prob,
+            eps=self.layer_norm_eps,
+        )
+
+
+@dataclass(frozen=True)
+class HeadDropoutConfig(EncoderConfig):
+    """The sizes of an encoder whose heads may have a dropout of their own.
+
+    Attributes:
+        classifier_dropout: of the heads; default: `hidden_dropout_prob`.
+    """
+
+    classifier_dropout: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.classifier_dropout is not None:
+            self.check("classifier_dropout", float, 0, 1)
+
+    @override
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        # transformers' classes can be configured to these, but no model was published as such.
+        for name, usual in (("is_decoder", False), ("position_embedding_type", "absolute")):
+            if values.get(name) not in (None, usual):
+                raise CheckpointError(
+                    f"config: {name} is not '{usual}'",
+                    "Only encoders with a table of positions are supported, as they are published.",
+                )
+        return super().from_dict(values)
+
+    @property
+    @override
+    def hidden_dropout(self) -> float:
+        own = self.classifier_dropout
+        return self.hidden_dropout_prob if own is None else own
 
 
 @dataclass(frozen=True)
@@ -123,25 +158,35 @@ class BertEmbeddings(Embeddings):
 
     @override
     def forward(self, batch: PackedBatch) -> Tensor:
-        x, places = self.tokens(batch.tokens), batch.positions
-        table = self.positions
-        x = x + (self.get_buffer("sinusoids")[places] if table is None else table(places))
-        first = self.segments.weight[0]
-        x = x + (first if batch.segments is None else self.segments(batch.segments))
-        embedded: Tensor = self.dropout(self.norm(x))
+        embedded: Tensor = self.dropout(self.norm(self.summed(batch)))
         return embedded
 
+    def summed(self, batch: PackedBatch) -> Tensor:
+        """Add up what is known of each token, `[T, size]`."""
+        x, places, table = self.tokens(batch.tokens), self.places(batch), self.positions
+        x = x + (self.get_buffer("sinusoids")[places] if table is None else table(places))
+        first = self.segments.weight[0]
+        summed: Tensor = x + (first if batch.segments is None else self.segments(batch.segments))
+        return summed
 
-class BertModel(Backbone):
-    """The encoder: packed batch in, hidden states and pooled output out."""
+    def places(self, batch: PackedBatch) -> Tensor:
+        """The row of each token in the table of positions, `[T]`."""
+        return batch.positions
 
-    config_class = BertConfig
-    config: BertConfig
 
-    def __init__(self, config: BertConfig, *, pooler: bool = True) -> None:
-        layers = config.layers()
-        sinusoidal = config.position_embedding_type == "sinusoidal"
-        embeddings = BertEmbeddings(config, config.hidden_size, sinusoidal=sinusoidal)
+class PooledEncoder(Backbone):
+    """An encoder with BERT's pooler: packed batch in, hidden states and pooled output out."""
+
+    config: EncoderConfig
+
+    def __init__(
+        self,
+        config: EncoderConfig,
+        embeddings: Embeddings,
+        layers: Sequence[nn.Module],
+        *,
+        pooler: bool = True,
+    ) -> None:
         super().__init__(config, embeddings, layers)
         self.pooler = Linear(config.hidden_size, config.hidden_size) if pooler else None
         self.init_weights()
@@ -159,6 +204,19 @@ class BertModel(Backbone):
         return torch.tanh(self.pooler(first))
 
 
+class BertModel(PooledEncoder):
+    """BERT's encoder."""
+
+    config_class = BertConfig
+    config: BertConfig
+
+    def __init__(self, config: BertConfig, *, pooler: bool = True) -> None:
+        layers = config.layers()
+        sinusoidal = config.position_embedding_type == "sinusoidal"
+        embeddings = BertEmbeddings(config, config.hidden_size, sinusoidal=sinusoidal)
+        super().__init__(config, embeddings, layers, pooler=pooler)
+
+
 class BertClassifier(PooledHead):
     """Dropout and a linear map on the pooled output (section 4.1).
 
@@ -166,15 +224,15 @@ class BertClassifier(PooledHead):
         ValueError: the backbone has no pooler.
     """
 
-    backbone: BertModel
+    backbone: PooledEncoder
 
-    def __init__(self, backbone: BertModel, labels: int, dropout: float | None = None) -> None:
+    def __init__(self, backbone: PooledEncoder, labels: int, dropout: float | None = None) -> None:
         super().__init__()
         if backbone.pooler is None:
             raise ValueError("a sequence classifier reads the pooled output: pooler=True")
         config = backbone.config
         self.backbone = backbone
-        self.dropout = Dropout(config.hidden_dropout_prob if dropout is None else dropout)
+        self.dropout = Dropout(config.hidden_dropout if dropout is None else dropout)
         self.classifier = Linear(config.hidden_size, labels)
         backbone.init_weights(self.classifier)
 
@@ -190,12 +248,18 @@ class BertClassifier(PooledHead):
 
 
 class BertPreTraining(MaskedLM):
-    """BERT's two pre-training heads: masked tokens and next sentence (section 3.1)."""
+    """BERT's two pre-training heads: masked tokens and next sentence (section 3.1).
 
-    backbone: BertModel
+    Args:
+        backbone: with a pooler.
+        dropout: of the pooled output; BERT has none.
+    """
 
-    def __init__(self, backbone: BertModel) -> None:
+    backbone: PooledEncoder
+
+    def __init__(self, backbone: PooledEncoder, dropout: float = 0.0) -> None:
         super().__init__(backbone, backbone.config.hidden_act, backbone.config.layer_norm_eps)
+        self.dropout = Dropout(dropout)
         self.relationship = Linear(backbone.config.hidden_size, 2)
         backbone.init_weights(self.relationship)
 
@@ -236,10 +300,11 @@ class BertPreTraining(MaskedLM):
             hidden = selected[others]
             pooled = self.backbone.pool(selected[first], batch, batch.first)
         predictions = self.decode(hidden, **scoring)
-        return PreTrainingOutput(predictions, self.relationship(pooled))
+        return PreTrainingOutput(predictions, self.relationship(self.dropout(pooled)))
 
 
-def _masked_lm(backbone: BertModel, labels: int) -> MaskedLM:
+def bert_masked_lm(backbone: PooledEncoder, labels: int) -> MaskedLM:
+    """Put BERT's head for masked tokens on an encoder, which loses its pooler."""
     backbone.drop_pooler()
     return MaskedLM(backbone, backbone.config.hidden_act, backbone.config.layer_norm_eps)
 
@@ -273,30 +338,39 @@ ENCODER_RULES = rules(
     ("layers.{i}.feed_forward_norm", f"{_LAYER}.output.LayerNorm"),
 )
 
-FAMILY = Family(
-    model_type="bert",
-    prefix="bert.",
-    backbone=BertModel,
-    rules=(*ENCODER_RULES, *rules(("pooler", "pooler.dense"))),
-    heads={
-        "backbone": HeadLayout("BertModel"),
+
+def bert_heads(name: str) -> dict[str, HeadLayout]:
+    """The heads of a BERT, under transformers' names that begin with `name`."""
+    return {
+        "backbone": HeadLayout(f"{name}Model"),
         "sequence_classification": HeadLayout(
-            "BertForSequenceClassification", BertClassifier, _CLASSIFIER, pooled="classifier"
+            f"{name}ForSequenceClassification", BertClassifier, _CLASSIFIER, pooled="classifier"
         ),
         "multiple_choice": HeadLayout(
-            "BertForMultipleChoice", choosing(BertClassifier), _CLASSIFIER, pooled="classifier"
+            f"{name}ForMultipleChoice", choosing(BertClassifier), _CLASSIFIER, pooled="classifier"
         ),
-        **token_heads("Bert"),
-        "masked_lm": HeadLayout("BertForMaskedLM", _masked_lm, _MASKED_LM, _TIED),
+        **token_heads(name),
+        "masked_lm": HeadLayout(f"{name}ForMaskedLM", bert_masked_lm, _MASKED_LM, _TIED),
         "pretraining": HeadLayout(
-            "BertForPreTraining",
+            f"{name}ForPreTraining",
             lambda backbone, labels: BertPreTraining(backbone),
             (*_MASKED_LM, *rules(("relationship", "cls.seq_relationship"))),
             _TIED,
             pooled="relationship",
         ),
-    },
-    ignored=("embeddings.position_ids", "embeddings.token_type_ids", "embeddings.sinusoids"),
+    }
+
+
+#: Names in published files that carry nothing.
+ENCODER_IGNORED = ("embeddings.position_ids", "embeddings.token_type_ids")
+
+FAMILY = Family(
+    model_type="bert",
+    prefix="bert.",
+    backbone=BertModel,
+    rules=(*ENCODER_RULES, *rules(("pooler", "pooler.dense"))),
+    heads=bert_heads("Bert"),
+    ignored=(*ENCODER_IGNORED, "embeddings.sinusoids"),
     optional=("pooler",),
     # The smaller sizes are those of Turc et al. 2019, table 1.
     presets={

@@ -38,20 +38,26 @@ class ModelConfig:
     Class attributes:
         model_type: the name of the family in `config.json`.
         names: our names of sizes and the family's own, where they differ.
+        aliases: other names of entries that transformers reads, and the family's own.
         dropout_names: the family's names for the dropout of the hidden layers.
         attention_dropout_name: the family's name for the dropout of the attention weights.
         activation_name: the family's name for the activation function.
         eps_name: the family's name for the eps of its LayerNorms, if `config.json` has it.
         endless: whether texts may have any length, as there is no table of positions.
+        counts_from_pad: whether positions count from the number of the padding token + 1.
+        smallest: the smallest values of sizes, by our names, where that is not 1.
     """
 
     model_type: ClassVar[str]
     names: ClassVar[Mapping[str, str]] = {}
+    aliases: ClassVar[Mapping[str, str]] = {}
     dropout_names: ClassVar[tuple[str, ...]]
     attention_dropout_name: ClassVar[str]
     activation_name: ClassVar[str]
     eps_name: ClassVar[str] = ""
     endless: ClassVar[bool] = False
+    counts_from_pad: ClassVar[bool] = False
+    smallest: ClassVar[Mapping[str, int]] = {}
 
     #: Standard deviation of fresh weights.
     initializer_range: float = 0.02
@@ -74,7 +80,10 @@ class ModelConfig:
         return self.size("vocab_size")
 
     def size(self, name: str) -> int:
-        """Look up a size by our name, e.g. `hidden_size`, whatever the family calls it."""
+        """Look up a size by our name, e.g. `hidden_size`, whatever the family calls it.
+
+        `max_position_embeddings` is the most tokens of a text.
+        """
         value = getattr(self, self.names.get(name, name))
         assert isinstance(value, int)  # noqa: S101 - for mypy
         return value
@@ -83,6 +92,18 @@ class ModelConfig:
         """A copy with other entries, which are given by our names."""
         own = {self.names.get(name, name): value for name, value in entries.items()}
         return replace(self, **own)
+
+    def with_layers(self, kept: Sequence[int], **entries: Any) -> Self:
+        """A copy for a model that keeps only some layers.
+
+        Args:
+            kept: their numbers, counted from 0, ascending.
+            entries: other entries, by our names.
+
+        Raises:
+            CheckpointError: the family cannot do without a layer that is left out.
+        """
+        return self.resized(num_hidden_layers=len(kept), **entries)
 
     @classmethod
     def layer_entries(cls) -> tuple[str, ...]:
@@ -93,7 +114,16 @@ class ModelConfig:
     def dropout_entries(
         cls, dropout: float | None, attention_dropout: float | None
     ) -> dict[str, float]:
-        """The entries of the family's `config.json` that set these dropouts; None sets nothing."""
+        """The entries of the family's `config.json` that set these dropouts; None sets nothing.
+
+        Raises:
+            CheckpointError: a dropout for layers that have none.
+        """
+        if dropout and not cls.dropout_names:
+            raise CheckpointError(
+                f"dropout: the layers of a {cls.model_type} have none",
+                "Leave it out, or set attention_dropout.",
+            )
         given = {} if dropout is None else dict.fromkeys(cls.dropout_names, dropout)
         if attention_dropout is not None:
             given[cls.attention_dropout_name] = attention_dropout
@@ -141,7 +171,7 @@ class ModelConfig:
         own = {item.name for item in fields(self)}
         for name, limit in MAX_SIZES.items():
             if self.names.get(name, name) in own:
-                self.check(self.names.get(name, name), int, 1, limit)
+                self.check(self.names.get(name, name), int, self.smallest.get(name, 1), limit)
         for name in dropouts:
             self.check(name, float, 0, 1)
             if getattr(self, name) == 1:
@@ -161,6 +191,14 @@ class ModelConfig:
                 f"not {brief(repr(value))}"
             )
 
+    def check_flags(self, *names: str) -> None:
+        """Check that entries are true or false; else a `CheckpointError` names one."""
+        for name in names:
+            if not isinstance(value := getattr(self, name), bool):
+                raise CheckpointError(
+                    f"config: {name} must be true or false, not {brief(repr(value))}"
+                )
+
     def check_sinusoids(self) -> None:
         """Check that the table of sinusoids, which is computed, takes at most 64 MiB."""
         positions, size = self.size("max_position_embeddings"), self.size("hidden_size")
@@ -177,6 +215,9 @@ class ModelConfig:
         Raises:
             CheckpointError: a value makes no sense; names it.
         """
+        # The other name of an entry goes before its own, as to transformers.
+        given = {name: values.get(other) for other, name in cls.aliases.items()}
+        values = {**values, **{name: v for name, v in given.items() if v is not None}}
         known = {item.name: item.default for item in fields(cls)}
         for size in MAX_SIZES:
             name = cls.names.get(size, size)

@@ -33,6 +33,11 @@ class DistilBertConfig(ModelConfig):
         "num_attention_heads": "n_heads",
         "intermediate_size": "hidden_dim",
     }
+    aliases: ClassVar[dict[str, str]] = {
+        "hidden_size": "dim",
+        "num_hidden_layers": "n_layers",
+        "num_attention_heads": "n_heads",
+    }
     dropout_names: ClassVar[tuple[str, ...]] = ("dropout",)
     attention_dropout_name: ClassVar[str] = "attention_dropout"
     activation_name: ClassVar[str] = "activation"

@@ -1,39 +1,42 @@
 """ELECTRA (Clark et al. 2020, arXiv:2003.10555): an encoder trained to tell replaced tokens apart.
 
 It has BERT's layers. Its embeddings may be narrower than its hidden states, and then a linear map
-leads from one to the other (section 3.2); there is no pooler. This is the discriminator, the part
-that is fine-tuned. Published discriminators also carry the head of their pre-training, which is not
-loaded.
+leads from one to the other (section 3.2); there is no pooler. The discriminator is the part that is
+fine-tuned. The generator, which replaces tokens in its pre-training, is a smaller model of the same
+family with a head for masked tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import ClassVar
 
-import torch.nn.functional as F
 from torch import Tensor
 from typing_extensions import override
 
 from pretune.data.batch import PackedBatch
 from pretune.errors import CheckpointError
 from pretune.models.backbone import Backbone
-from pretune.models.bert import ENCODER_RULES, BertEmbeddings, EncoderConfig
+from pretune.models.bert import ENCODER_IGNORED, ENCODER_RULES, BertEmbeddings, HeadDropoutConfig
 from pretune.models.config import MAX_SIZES
 from pretune.models.family import Family, HeadLayout, rules
-from pretune.models.heads.pooled import PooledHead
+from pretune.models.heads.language import MaskedLM
+from pretune.models.heads.pooled import DenseClassifier
+from pretune.models.heads.replaced import Detector
 from pretune.models.heads.token import token_heads
-from pretune.models.layers import Dropout, Linear
+from pretune.models.layers import ACTIVATIONS, Linear
 
 
 @dataclass(frozen=True)
-class ElectraConfig(EncoderConfig):
+class ElectraConfig(HeadDropoutConfig):
     """The sizes of an ELECTRA, under the names of `config.json`; the defaults are ELECTRA-Small's.
 
     Attributes:
         embedding_size: the width of the embeddings.
-        classifier_dropout: of the heads; default: `hidden_dropout_prob`.
+        summary_type: what the head for multiple choice reads: `first`, the first token.
+        summary_use_proj: whether it has a dense map.
+        summary_activation: the activation after that map.
+        summary_last_dropout: its dropout.
     """
 
     model_type: ClassVar[str] = "electra"
@@ -42,30 +45,15 @@ class ElectraConfig(EncoderConfig):
     hidden_size: int = 256
     num_attention_heads: int = 4
     intermediate_size: int = 1024
-    classifier_dropout: float | None = None
+    summary_type: str = "first"
+    summary_use_proj: bool = True
+    summary_activation: str = "gelu"
+    summary_last_dropout: float = 0.1
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check("embedding_size", int, 1, MAX_SIZES["hidden_size"])
-        if self.classifier_dropout is not None:
-            self.check("classifier_dropout", float, 0, 1)
-
-    @override
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        # transformers' class can be configured to these, but no ELECTRA was published as such.
-        for name, usual in (("is_decoder", False), ("position_embedding_type", "absolute")):
-            if values.get(name) not in (None, usual):
-                raise CheckpointError(
-                    f"config: {name} is not '{usual}'", "Only ELECTRA as published is supported."
-                )
-        return super().from_dict(values)
-
-    @property
-    @override
-    def hidden_dropout(self) -> float:
-        own = self.classifier_dropout
-        return self.hidden_dropout_prob if own is None else own
+        self.check("summary_last_dropout", float, 0, 1)
 
 
 class ElectraEmbeddings(BertEmbeddings):
@@ -94,24 +82,43 @@ class ElectraModel(Backbone):
         self.init_weights()
 
 
-class ElectraClassifier(PooledHead):
-    """Dropout, dense, GELU, dropout and a linear map on the first token."""
+class ReplacedTokens(Detector):
+    """Tells for each token whether it was replaced (section 3.1): dense, activation, linear."""
 
-    def __init__(self, backbone: ElectraModel, labels: int, dropout: float | None = None) -> None:
+    def __init__(self, backbone: ElectraModel) -> None:
         super().__init__()
         config = backbone.config
         self.backbone = backbone
-        self.dropout = Dropout(config.hidden_dropout if dropout is None else dropout)
         self.dense = Linear(config.hidden_size, config.hidden_size)
-        self.classifier = Linear(config.hidden_size, labels)
+        self.activation = ACTIVATIONS[config.hidden_act]
+        self.replaced = Linear(config.hidden_size, 1)
         backbone.init_weights(self.dense)
-        backbone.init_weights(self.classifier)
+        backbone.init_weights(self.replaced)
 
     @override
-    def answer(self, pooled: Tensor) -> Tensor:
-        dense = F.gelu(self.dense(self.dropout(pooled)))
-        logits: Tensor = self.classifier(self.dropout(dense))
-        return logits
+    def judge(self, batch: PackedBatch) -> Tensor:
+        hidden = self.backbone(batch).last_hidden_state
+        logits: Tensor = self.replaced(self.activation(self.dense(hidden)))
+        return logits.squeeze(-1)
+
+
+def _classifier(
+    backbone: ElectraModel, labels: int, dropout: float | None = None
+) -> DenseClassifier:
+    return DenseClassifier(backbone, labels, dropout, activation="gelu")
+
+
+def _choice(backbone: ElectraModel, labels: int, dropout: float | None = None) -> DenseClassifier:
+    config = backbone.config
+    # transformers' class can be configured to these, but no ELECTRA was published as such.
+    usual = {"summary_type": "first", "summary_use_proj": True, "summary_activation": "gelu"}
+    for name, value in usual.items():
+        if getattr(config, name) != value:
+            raise CheckpointError(
+                f"config: {name} is not {value!r}", "Only ELECTRA as published is supported."
+            )
+    own = config.summary_last_dropout if dropout is None else dropout
+    return DenseClassifier(backbone, 1, own, activation="gelu", first_dropout=0.0)
 
 
 FAMILY = Family(
@@ -123,17 +130,35 @@ FAMILY = Family(
         "backbone": HeadLayout("ElectraModel"),
         "sequence_classification": HeadLayout(
             "ElectraForSequenceClassification",
-            ElectraClassifier,
+            _classifier,
             rules(("dense", "classifier.dense"), ("classifier", "classifier.out_proj")),
         ),
+        "multiple_choice": HeadLayout(
+            "ElectraForMultipleChoice",
+            _choice,
+            rules(("dense", "sequence_summary.summary"), ("classifier", "classifier")),
+        ),
         **token_heads("Electra"),
+        "masked_lm": HeadLayout(
+            "ElectraForMaskedLM",
+            lambda backbone, labels: MaskedLM(backbone, "gelu", backbone.config.layer_norm_eps),
+            rules(
+                ("transform", "generator_predictions.dense"),
+                ("norm", "generator_predictions.LayerNorm"),
+                ("bias", "generator_lm_head.bias"),
+            ),
+            {"generator_lm_head.weight": "embeddings.tokens.weight"},
+        ),
+        "replaced_tokens": HeadLayout(
+            "ElectraForPreTraining",
+            lambda backbone, labels: ReplacedTokens(backbone),
+            rules(
+                ("dense", "discriminator_predictions.dense"),
+                ("replaced", "discriminator_predictions.dense_prediction"),
+            ),
+        ),
     },
-    ignored=("embeddings.position_ids",),
-    # Those of its pre-training, of multiple choice and of its generator.
-    other_heads=(
-        *("discriminator_predictions", "sequence_summary"),
-        *("generator_predictions", "generator_lm_head"),
-    ),
+    ignored=ENCODER_IGNORED,
     # Clark et al. 2020, table 6.
     presets={
         f"electra-{name}": {

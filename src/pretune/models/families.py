@@ -20,8 +20,23 @@ FAMILIES: Registry[Family] = Registry(
         "bert-sinusoidal": "pretune.models.bert:SINUSOIDAL",
         "distilbert": "pretune.models.distilbert:FAMILY",
         "electra": "pretune.models.electra:FAMILY",
+        "eurobert": "pretune.models.eurobert:FAMILY",
+        "roberta": "pretune.models.roberta:FAMILY",
+        "xlm-roberta": "pretune.models.roberta:XLM_ROBERTA",
+        "camembert": "pretune.models.roberta:CAMEMBERT",
+        "albert": "pretune.models.albert:FAMILY",
+        "ernie": "pretune.models.ernie:FAMILY",
+        "deberta-v2": "pretune.models.deberta:FAMILY",
+        "gemma3_text": "pretune.models.gemma:FAMILY",
         "gpt2": "pretune.models.gpt2:FAMILY",
+        "llama": "pretune.models.llama:FAMILY",
+        "mistral": "pretune.models.llama:MISTRAL",
+        "qwen2": "pretune.models.llama:QWEN2",
+        "qwen3": "pretune.models.llama:QWEN3",
         "marian": "pretune.models.transformer:FAMILY",
+        "modernbert": "pretune.models.modernbert:FAMILY",
+        "mt5": "pretune.models.t5:MT5",
+        "t5": "pretune.models.t5:FAMILY",
         "transformer": "pretune.models.transformer:PRE_NORM",
         "nnlm": "pretune.models.classics.nnlm:FAMILY",
         "rnn": "pretune.models.classics.rnn:FAMILY",
@@ -29,7 +44,17 @@ FAMILIES: Registry[Family] = Registry(
 )
 
 #: First words of preset names that are not the name of their family.
-_PRESET_FAMILIES = {"transformer": "marian", "gru": "rnn", "lstm": "rnn"}
+_PRESET_FAMILIES = {
+    "deberta": "deberta-v2",
+    "transformer": "marian",
+    "mmbert": "modernbert",
+    "gru": "rnn",
+    "lstm": "rnn",
+    "gemma": "gemma3_text",
+    "smollm2": "llama",
+    "tinyllama": "llama",
+    "qwen2.5": "qwen2",
+}
 
 
 def build_head(backbone: Backbone, head: str, labels: int = 2, **options: Any) -> nn.Module:
@@ -45,7 +70,10 @@ def build_head(backbone: Backbone, head: str, labels: int = 2, **options: Any) -
         ValueError: the family has no such head.
     """
     kind = backbone.config.model_type
-    layout = FAMILIES[kind].heads.get(head)
+    family = FAMILIES[kind]
+    if family.variant is not None:
+        family = family.variant(backbone.config.to_dict())
+    layout = family.heads.get(head)
     if layout is None or layout.build is None:
         raise ValueError(f"a {kind} has no head for {head.replace('_', ' ')}")
     return layout.build(backbone, labels, **options)

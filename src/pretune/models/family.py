@@ -63,6 +63,10 @@ class HeadLayout:
         pooled: our name of the part of the head that reads the backbone's pooler.
         keeps_output: whether the output layer of the file counts also where the parameters that
             the head adds are new.
+        output: our name of an output layer over the vocabulary that is a matrix of its own. It is a
+            part of what the model has learned, whatever the task: any file that has it gives it.
+        prefix: of the backbone's parameter names in a model with this head, where it is not that of
+            the family.
     """
 
     architecture: str
@@ -71,6 +75,8 @@ class HeadLayout:
     tied: Mapping[str, str] = field(default_factory=dict)
     pooled: str = ""
     keeps_output: bool = False
+    output: str | None = None
+    prefix: str | None = None
 
 
 @dataclass(frozen=True)
@@ -91,6 +97,8 @@ class Family:
             with the `model_type`.
         tokenizer: the source of a tokenizer that fits random weights of this family.
         variant: picks another layout of the same family by the entries of a `config.json`.
+        settled: corrects the entries of a `config.json` by its file; given a function that says
+            whether the file has two tensors, by their names, with different values.
     """
 
     model_type: str
@@ -105,6 +113,7 @@ class Family:
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     tokenizer: str | None = None
     variant: Callable[[Mapping[str, Any]], Family] | None = None
+    settled: Callable[[Mapping[str, Any], Callable[[str, str], bool]], dict[str, Any]] | None = None
 
     @property
     def usual_head(self) -> str:

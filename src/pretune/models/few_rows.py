@@ -22,21 +22,31 @@ from pretune.models.kv_cache import KVCache
 from pretune.models.layers import (
     Dropout,
     FeedForward,
+    GatedFeedForward,
     Linear,
     PostNormLayer,
     PreNormLayer,
+    RMSNorm,
     SelfAttention,
     TransformerLayer,
 )
+from pretune.models.ops import gated
 from pretune.models.packed import How, active, packable, version_of
+from pretune.models.rope import Turns
 
 #: With more tokens than this, the time of calls does not show.
 FEW = 128
 #: What a layer may consist of. Anything else, such as an adapter, is called as a module.
-_KNOWN = {PostNormLayer, PreNormLayer, SelfAttention, FeedForward, Linear, nn.LayerNorm, Dropout}
+_KNOWN = {
+    *(PostNormLayer, PreNormLayer, SelfAttention, FeedForward, GatedFeedForward, Linear),
+    *(nn.LayerNorm, RMSNorm, nn.Identity, Dropout),
+}
 
-#: A layer: hidden states, their layout, selected rows, a cache and its layer to hidden states.
-LayerFunction = Callable[[Tensor, Layout, Selection | None, KVCache | None, int], Tensor]
+#: A layer: hidden states, their layout, selected rows, a cache and its layer, and the angles of
+#: rotary positions to hidden states.
+LayerFunction = Callable[
+    [Tensor, Layout, Selection | None, KVCache | None, int, Turns | None], Tensor
+]
 
 
 class _Made(NamedTuple):
@@ -132,45 +142,48 @@ def _functions(
 
 def _function(layer: TransformerLayer, how: How, count: int, selected: int) -> LayerFunction:
     """A layer as a function of about `count` rows, or of `selected` rows among them."""
-    attention, block = layer.attention, layer.feed_forward
-    rows, width = selected or count, attention.width
-    heads, before, causal = attention.num_heads, layer.norm_first, layer.causal
+    attention, rows = layer.attention, selected or count
+    before, causal, width = layer.norm_first, layer.causal, attention.width
+    heads, shared = attention.num_heads, attention.num_kv_heads
     size = width // heads
-
-    def prepared(linear: Linear, count: int, outputs: slice = slice(None)) -> _Map:
-        own: How = "int8" if linear.int8 else how
-        return linear.packed.prepared(own, count, linear.weight, linear.bias, outputs)
+    plain = attention.window is None and attention.bare_scores
 
     # Queries only for the selected rows, keys and values for all.
     if selected:
-        query = prepared(attention.qkv, rows, slice(width))
-        keys_and_values = prepared(attention.qkv, count, slice(width, None))
+        query = _prepared(attention.qkv, how, rows, slice(width))
+        keys_and_values = _prepared(attention.qkv, how, count, slice(width, None))
     else:
-        query = keys_and_values = prepared(attention.qkv, count)
-    output = prepared(attention.output, rows)
-    up, activation, down = prepared(block.up, rows), block.activation, prepared(block.down, rows)
+        query = keys_and_values = _prepared(attention.qkv, how, count)
+    output, block = _prepared(attention.output, how, rows), _block(layer.feed_forward, how, rows)
     first, second = _norm(layer.attention_norm), _norm(layer.feed_forward_norm)
 
     def function(
-        x: Tensor, layout: Layout, select: Selection | None, cache: KVCache | None, index: int
+        x: Tensor,
+        layout: Layout,
+        select: Selection | None,
+        cache: KVCache | None,
+        index: int,
+        turns: Turns | None,
     ) -> Tensor:
         y = first(x) if before else x
         if select is None:
             queries = layout
-            q, k, v = query(y).view(-1, 3, heads, size).unbind(1)
+            q, k, v = attention.heads(query(y), turns)
         else:
             queries, x = select.layout, x[select.rows]
             q = query(y[select.rows] if before else x).view(-1, heads, size)
-            k, v = keys_and_values(y).view(-1, 2, heads, size).unbind(1)
+            k, v = keys_and_values(y).view(-1, 2, shared, size).unbind(1)
+            q, k = attention.placed(q, k, turns, select)
         # One text, the usual case, needs no plan.
-        if cache is None and len(layout.lengths) == 1 and (select is None or not causal):
-            mixed = attention_single(q, k, v, causal=causal).flatten(1)
+        if plain and cache is None and len(layout.lengths) == 1 and (select is None or not causal):
+            mixed = attention_single(q, k, v, causal=causal, scale=attention.scale).flatten(1)
         else:
-            mixed = attention.mix(q, k, v, queries, layout, causal, cache, index)
+            places = attention.places(select, layout, causal=causal)
+            mixed = attention.mix(q, k, v, queries, layout, causal, cache, index, places)
         # Both blocks add to a result of their own, in place: nothing else has seen it.
         x = output(mixed).add_(x)
         x = x if before else first(x)
-        x = down(activation(up(second(x) if before else x))).add_(x)
+        x = block(second(x) if before else x).add_(x)
         return x if before else second(x)
 
     return function
@@ -179,6 +192,30 @@ def _function(layer: TransformerLayer, how: How, count: int, selected: int) -> L
 _Map = Callable[[Tensor], Tensor]
 
 
-def _norm(norm: nn.LayerNorm) -> _Map:
-    shape, weight, bias, eps = norm.normalized_shape, norm.weight, norm.bias, norm.eps
-    return lambda x: torch.layer_norm(x, shape, weight, bias, eps, False)
+def _prepared(linear: Linear, how: How, count: int, outputs: slice = slice(None)) -> _Map:
+    own: How = "int8" if linear.int8 else how
+    return linear.packed.prepared(own, count, linear.weight, linear.bias, outputs)
+
+
+def _block(block: nn.Module, how: How, rows: int) -> _Map:
+    """A feed-forward block, of the kinds in `_KNOWN`."""
+    assert isinstance(block, FeedForward | GatedFeedForward)  # noqa: S101 - for mypy
+    activation, down = block.activation, _prepared(block.down, how, rows)
+    if isinstance(block, FeedForward):
+        up = _prepared(block.up, how, rows)
+        return lambda x: down(activation(up(x)))
+    gate_up = _prepared(block.gate_up, how, rows)
+
+    return lambda x: down(gated(gate_up(x), activation))
+
+
+def _norm(norm: nn.Module) -> _Map:
+    """A norm, of the kinds in `_KNOWN`."""
+    if isinstance(norm, nn.Identity):
+        return lambda x: x
+    if isinstance(norm, RMSNorm):
+        weight, eps = norm.weight + norm.offset if norm.offset else norm.weight, norm.eps
+        return lambda x: torch.rms_norm(x, weight.shape, weight, eps)
+    assert isinstance(norm, nn.LayerNorm)  # noqa: S101 - for mypy: one of `_KNOWN`
+    own = (norm.normalized_shape, norm.weight, norm.bias, norm.eps)
+    return lambda x: torch.layer_norm(x, *own, False)

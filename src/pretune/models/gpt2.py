@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -15,13 +16,21 @@ from pretune.models.backbone import Backbone, Embeddings
 from pretune.models.config import ModelConfig, brief
 from pretune.models.family import Family, HeadLayout, rules
 from pretune.models.heads.language import ActorCritic, CausalLM
-from pretune.models.heads.pooled import PooledHead
-from pretune.models.layers import Dropout, Embedding, Linear, PreNormLayer
+from pretune.models.heads.pooled import LastTokenClassifier
+from pretune.models.layers import Dropout, Embedding, PreNormLayer, SelfAttention
 
 
 @dataclass(frozen=True)
 class Gpt2Config(ModelConfig):
-    """The sizes of a GPT-2, under the names of `config.json`; the defaults are GPT-2 small's."""
+    """The sizes of a GPT-2, under the names of `config.json`; the defaults are GPT-2 small's.
+
+    Attributes:
+        scale_attn_weights: whether products of queries and keys are divided by sqrt(D).
+        scale_attn_by_inverse_layer_idx: whether layer i, from 0, divides them by i + 1 as well
+            (Mistral of Stanford CRFM).
+        reorder_and_upcast_attn: whether they are computed in float32 also where the rest is not,
+            as they always are here; kept for `config.json`.
+    """
 
     model_type: ClassVar[str] = "gpt2"
     names: ClassVar[dict[str, str]] = {
@@ -30,6 +39,7 @@ class Gpt2Config(ModelConfig):
         "num_attention_heads": "n_head",
         "max_position_embeddings": "n_positions",
     }
+    aliases: ClassVar[dict[str, str]] = names
     dropout_names: ClassVar[tuple[str, ...]] = ("resid_pdrop", "embd_pdrop")
     attention_dropout_name: ClassVar[str] = "attn_pdrop"
     activation_name: ClassVar[str] = "activation_function"
@@ -48,6 +58,7 @@ class Gpt2Config(ModelConfig):
     layer_norm_epsilon: float = 1e-5
     scale_attn_weights: bool = True
     scale_attn_by_inverse_layer_idx: bool = False
+    reorder_and_upcast_attn: bool = False
     add_cross_attention: bool = False
     bos_token_id: int | None = 50256
     eos_token_id: int | None = 50256
@@ -57,18 +68,22 @@ class Gpt2Config(ModelConfig):
         self.check_common()
         if self.n_inner is not None:
             self.check("n_inner", int, 1, 1_000_000)
-        # Variants that transformers' class can be configured to, but that no GPT-2 was released as.
-        published: dict[str, Any] = {
-            "scale_attn_weights": True,
-            "scale_attn_by_inverse_layer_idx": False,
-            "add_cross_attention": False,
-        }
-        for name, usual in published.items():
-            if getattr(self, name) != usual:
-                raise CheckpointError(
-                    f"config: {name} is {brief(repr(getattr(self, name)))}",
-                    f"Only GPT-2 as published is supported: {name} {usual}.",
-                )
+        self.check_flags(
+            *("scale_attn_weights", "scale_attn_by_inverse_layer_idx", "reorder_and_upcast_attn")
+        )
+        if self.add_cross_attention:
+            raise CheckpointError(
+                f"config: add_cross_attention is {brief(repr(self.add_cross_attention))}: the "
+                "decoder of a pair of models",
+                "Only GPT-2 as published is supported: add_cross_attention False.",
+            )
+
+    def attention_scale(self, layer: int) -> float | None:
+        """The factor on the products of queries and keys in a layer; None: the usual one."""
+        if self.scale_attn_weights and not self.scale_attn_by_inverse_layer_idx:
+            return None
+        scale = (self.n_embd // self.n_head) ** -0.5 if self.scale_attn_weights else 1.0
+        return scale / (layer + 1) if self.scale_attn_by_inverse_layer_idx else scale
 
     @property
     def inner(self) -> int:
@@ -80,10 +95,28 @@ class Gpt2Config(ModelConfig):
         return self.inner if name == "intermediate_size" else super().size(name)
 
     @override
+    def to_dict(self) -> dict[str, Any]:
+        # What nearly no file has is not written.
+        entries = super().to_dict()
+        if not self.reorder_and_upcast_attn:
+            del entries["reorder_and_upcast_attn"]
+        return entries
+
+    @override
     def resized(self, **entries: Any) -> Self:
         if "intermediate_size" in entries:  # no name of `names`: it may be missing there
             entries["n_inner"] = entries.pop("intermediate_size")
         return super().resized(**entries)
+
+    @override
+    def with_layers(self, kept: Sequence[int], **entries: Any) -> Self:
+        if self.scale_attn_by_inverse_layer_idx and [*kept] != [*range(len(kept))]:
+            raise CheckpointError(
+                "the scores of each layer are divided by its number "
+                "(scale_attn_by_inverse_layer_idx), which would change",
+                f"Keep the first layers: 0 to {len(kept) - 1}.",
+            )
+        return super().with_layers(kept, **entries)
 
 
 class Gpt2Embeddings(Embeddings):
@@ -120,8 +153,14 @@ class Gpt2Model(Backbone):
                 attention_dropout=config.attn_pdrop,
                 eps=config.layer_norm_epsilon,
                 causal=True,
+                attention=SelfAttention(
+                    config.n_embd,
+                    config.n_head,
+                    config.attn_pdrop,
+                    scale=config.attention_scale(number),
+                ),
             )
-            for _ in range(config.n_layer)
+            for number in range(config.n_layer)
         ]
         norm = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
         super().__init__(config, Gpt2Embeddings(config), layers, norm)
@@ -138,27 +177,6 @@ class Gpt2Model(Backbone):
                 weight = part.get_parameter("weight")
                 if not weight.is_meta and module in (None, part):
                     nn.init.normal_(weight, std=std)
-
-
-class Gpt2Classifier(PooledHead):
-    """A linear map without bias on the last token."""
-
-    def __init__(self, backbone: Gpt2Model, labels: int, dropout: float | None = None) -> None:
-        super().__init__()
-        self.backbone = backbone
-        self.dropout = Dropout(dropout or 0.0)
-        self.classifier = Linear(backbone.config.n_embd, labels, bias=False)
-        backbone.init_weights(self.classifier)
-
-    @override
-    def read(self, batch: PackedBatch) -> Tensor:
-        last: Tensor = self.backbone(batch, select=batch.last).last_hidden_state
-        return last
-
-    @override
-    def answer(self, pooled: Tensor) -> Tensor:
-        logits: Tensor = self.classifier(self.dropout(pooled))
-        return logits
 
 
 FAMILY = Family(
@@ -185,7 +203,7 @@ FAMILY = Family(
         "backbone": HeadLayout("GPT2Model"),
         "sequence_classification": HeadLayout(
             "GPT2ForSequenceClassification",
-            Gpt2Classifier,
+            LastTokenClassifier,
             rules(("classifier.weight", "score.weight")),
         ),
         # Stored as TRL stores it: transformers reads the language model, and the value is extra.

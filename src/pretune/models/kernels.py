@@ -32,8 +32,9 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
-from pretune.data.cache_folder import cache_folder
+from pretune.models.large_pages import in_large_pages
 from pretune.models.products import (
+    BATCHED,
     INT8,
     INT_MM,
     MKL_PACKED,
@@ -48,19 +49,25 @@ from pretune.models.products import (
     product,
     scaled_int8_product,
 )
+from pretune.storage.cache_folder import cache_folder
 
 #: The products of a layer: its map, and the gradients of its inputs and of its weight.
 KINDS = ("forward", "input", "weight")
 #: Products of weights that stay as they are (`packed`), in float32 and in 8 bits.
 INFERENCE_KINDS = ("packed", "int8")
+#: Products of fewer rows than `MANY` with weights that nothing is made of, as of the next tokens.
+FEW = "few"
 #: The kernels for each kind of product; the first one, unless another is clearly faster.
 CANDIDATES = {
     **dict.fromkeys(KINDS, (PLAIN, ONEDNN)),
     "packed": (PLAIN, ONEDNN, MKL_PACKED, ONEDNN_PACKED, TRANSPOSED),
     "int8": INT8,
+    FEW: (PLAIN, BATCHED),
 }
 #: The smallest number of rows (tokens) of each class: one text's last token, one text, a batch.
 ROWS = (1, 4, 128)
+#: Another kernel may be the fastest for as many rows or more, where weights stay as they are.
+MANY = 16
 #: The rows that stand for each of them when it is timed.
 _TIMED_ROWS = {1: 1, 4: 24, 128: 256}
 #: Smaller weights are not worth a choice: what counts is the time of the call.
@@ -91,6 +98,7 @@ KERNEL_NAMES = {
     MKL_PACKED: "PyTorch, packed",
     ONEDNN_PACKED: "oneDNN, packed",
     TRANSPOSED: "PyTorch, transposed",
+    BATCHED: "PyTorch, in parts",
     QLINEAR: "oneDNN, 8 bits",
     INT_MM: "PyTorch, 8 bits",
 }
@@ -222,12 +230,12 @@ def choose(kind: str, rows: int, inner: int, outer: int) -> str:
 def _class_of(kind: str, rows: int, inner: int, outer: int) -> ShapeClass | None:
     if inner * outer < SMALLEST:
         return None
-    return ShapeClass(kind, bucket(rows), inner, outer)
+    return ShapeClass(kind, max(n for n in ROWS if n <= max(rows, 1)), inner, outer)
 
 
 def bucket(rows: int) -> int:
-    """The class, of `ROWS`, that a number of rows belongs to."""
-    return ROWS[2] if rows >= ROWS[2] else ROWS[1] if rows >= ROWS[1] else ROWS[0]
+    """The smallest of the numbers of rows that the same products are prepared for."""
+    return max(n for n in (*ROWS, MANY) if n <= max(rows, 1))
 
 
 @contextmanager
@@ -336,6 +344,7 @@ def _candidates(shape: ShapeClass) -> dict[str, Callable[[], Tensor]]:
     """For each kernel a call that multiplies several weights of this shape in turns."""
     # As large as it has to be, and no larger.
     rows, inner, outer = _TIMED_ROWS[shape.rows], shape.inner, shape.outer
+    rows = min(rows, MANY // 2) if shape.kind == FEW else rows
     while 4 * inner * outer > _TIMED_BYTES and max(inner, outer) > 4096:
         inner, outer = (inner // 2, outer) if inner > outer else (inner, outer // 2)
     while 2 * rows * inner * outer > _TIMED_FLOPS and rows > 64:
@@ -359,14 +368,19 @@ def _candidates(shape: ShapeClass) -> dict[str, Callable[[], Tensor]]:
         return [product(kernel, *pair) for pair in sides][-1]
 
     plain: dict[str, Callable[[], Tensor]]
+    if shape.kind == FEW:
+        # They lie as those of a model that writes.
+        sides = [(x, in_large_pages(weight)) for x, weight in sides]
     plain = {kernel: partial(in_turns, kernel) for kernel in FORCED}
-    if shape.kind != "packed":
+    if shape.kind not in ("packed", FEW):
         return plain
 
     def packed(kernel: str) -> Callable[[], Tensor]:
         ready = [(x, multiplier(kernel, pack(kernel, w), w, None)) for x, w in sides]
         return lambda: [multiply(x) for x, multiply in ready][-1]
 
+    if shape.kind == FEW:
+        return _ready(packed, CANDIDATES[FEW])
     return {**plain, **_ready(packed, CANDIDATES["packed"][2:])}
 
 

@@ -59,18 +59,11 @@ class LayerCache:
             self.keys[i, :, :length] = k[start : start + length].transpose(0, 1)
             self.values[i, :, :length] = v[start : start + length].transpose(0, 1)
 
-    def append(self, k: Tensor, v: Tensor, lengths: Sequence[int]) -> None:
-        """Store one token of each sequence, `[B, H, D]`; `lengths` includes it."""
-        self._make_room(max(lengths))
-        # Equal lengths, the usual case, are one slice.
-        count, last = len(lengths), lengths[0] - 1
-        if min(lengths) == max(lengths):
-            self.keys[:, :, last], self.values[:, :, last] = k[:count], v[:count]
-            return
-        rows = torch.arange(count, device=k.device)
-        columns = torch.tensor(lengths, device=k.device) - 1
-        self.keys[rows, :, columns] = k[:count]
-        self.values[rows, :, columns] = v[:count]
+    def append(self, k: Tensor, v: Tensor, length: int) -> None:
+        """Store one token of each sequence, `[B, H, D]`; all have this length then."""
+        self._make_room(length)
+        count, last = len(self.keys), length - 1
+        self.keys[:, :, last], self.values[:, :, last] = k[:count], v[:count]
 
     def write(self, k: Tensor, v: Tensor, new: NewTokens, longest: int) -> None:
         """Store packed new tokens, `[T, H, D]`; the longest sequence then has `longest` tokens."""
@@ -147,10 +140,11 @@ class SourceCache:
         self._visible = _first_of_each(self._lengths, k.device)
         self._layers[layer].fill(k, v, layout, layout.max_seqlen)
 
-    def attend(self, layer: int, q: Tensor, queries: Layout) -> Tensor:
+    def attend(self, layer: int, q: Tensor, queries: Layout, scale: float | None = None) -> Tensor:
         """Attention of each packed query to the source of its sequence, `[T, H, D]` both.
 
-        Rows of `q` past the layout `queries` are padding and come back as zeros.
+        Rows of `q` past the layout `queries` are padding and come back as zeros. `scale` is as in
+        `attention`.
         """
         entry, sources, real = self._layers[layer], len(self._lengths), q[: queries.total]
         longest, visible = max(self._lengths, default=0), self._visible
@@ -165,7 +159,7 @@ class SourceCache:
             asking = real.unsqueeze(2)
             keys, values = keys[rows], values[rows]
             visible = None if visible is None else visible[rows]
-        mixed = F.scaled_dot_product_attention(asking, keys, values, attn_mask=visible)
+        mixed = F.scaled_dot_product_attention(asking, keys, values, attn_mask=visible, scale=scale)
         mixed = mixed.transpose(1, 2).reshape(real.shape)
         return F.pad(mixed, (0, 0, 0, 0, 0, len(q) - len(real)))
 
@@ -208,7 +202,8 @@ class KVCache:
     Attributes:
         visible: during a step, `[B, 1, 1, longest]` True where a sequence has a key; None if all
             have the same length.
-        new: where the current pass writes several tokens to each sequence; else None.
+        places: during a step, `[B]` int64, the number of each new token in its sequence.
+        new: where the current pass writes; None where it adds a token to sequences of one length.
     """
 
     def __init__(self, num_layers: int, source: SourceCache | None = None) -> None:
@@ -216,6 +211,7 @@ class KVCache:
         self.source = source  # keys and values of the sources, for a decoder that attends to some
         self.layers = [LayerCache() for _ in range(num_layers)]  # a `LayerCache` for each layer
         self.visible: Tensor | None = None
+        self.places: Tensor | None = None
         self.stepping = False  # whether the current pass appends one token to each sequence
         self.new: NewTokens | None = None
 
@@ -230,9 +226,11 @@ class KVCache:
         positions = torch.tensor(self.lengths, device=device)
         self.lengths = [length + 1 for length in self.lengths]
         self.stepping, self.new = True, None
-        # Sequences of other lengths see other columns.
+        self.places = positions
+        # Sequences of other lengths write to other columns, and see other ones.
         self.visible = None
         if min(self.lengths) != max(self.lengths):
+            self.new = NewTokens(torch.arange(len(tokens), device=device), positions)
             columns = torch.arange(max(self.lengths), device=device)
             self.visible = (columns <= positions[:, None])[:, None, None]
         return PackedBatch(tokens, Layout.of([1] * len(tokens), device), positions)
@@ -249,7 +247,7 @@ class KVCache:
         """Store a layer's new keys and values, and return all it has, `[B, H, longest, D]`."""
         entry, longest = self.layers[layer], max(self.lengths)
         if self.new is None:
-            entry.append(k, v, self.lengths)
+            entry.append(k, v, longest)
         else:
             entry.write(k, v, self.new, longest)
         return entry.keys[:, :, :longest], entry.values[:, :, :longest]

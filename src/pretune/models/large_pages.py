@@ -10,14 +10,19 @@ from __future__ import annotations
 import mmap
 import threading
 from contextlib import suppress
+from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 #: The size of a large page, and of a block of them that tensors are put into.
 _PAGE, _BLOCK = 1 << 21, 1 << 25
 #: Tensors begin at multiples of this, as the vector units and the caches like it.
 _ALIGNED = 64
+#: Smaller weights, in bytes, stay where they are.
+_SMALLEST = 1 << 16
+#: Says whether the system has large pages.
+_SETTING = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 #: What is left of the block in use. A block lives as long as any tensor in it.
 _rest = [torch.empty(0, dtype=torch.uint8)]
 _lock = threading.Lock()
@@ -53,3 +58,30 @@ def _block(size: int) -> Tensor:
         memory.madvise(mmap.MADV_HUGEPAGE)
     block = torch.frombuffer(memory, dtype=torch.uint8)
     return block[-block.data_ptr() % _PAGE :]
+
+
+def settle(model: nn.Module) -> None:
+    """Move the larger weights of a model on the CPU into large pages, where the system has them.
+
+    They keep their numbers and shapes, and the memory that they had is free. A model that writes
+    reads all of them for every token.
+    """
+    if not _has_large_pages():
+        return
+    for weight in model.parameters():
+        size = weight.numel() * weight.element_size()
+        known = getattr(weight, "settled_at", None) == weight.data_ptr()
+        if size < _SMALLEST or known or weight.device.type != "cpu":
+            continue
+        if weight.is_contiguous():
+            weight.data = in_large_pages(weight.data)
+            weight.settled_at = weight.data_ptr()  # type: ignore[attr-defined]
+
+
+def _has_large_pages() -> bool:
+    """Whether this system gives them to who asks."""
+    try:
+        text = _SETTING.read_text(encoding="ascii")
+    except OSError:
+        return False
+    return "[never]" not in text and hasattr(mmap, "MADV_HUGEPAGE")

@@ -2,7 +2,8 @@
 
 Inside `packing`, the layers' products use weights that were prepared at their first use: in the
 layout of the kernel that is fastest for them (`float32`), or rounded to 8 bits (`int8`). A weight
-that changed since then is prepared again.
+that changed since then is prepared again. `plain` keeps no copies: products of few rows use weights
+as they lie, by the kernel that is fastest then.
 
 8 bits: each output's weights have a scale of their own, and so has each row (token) of the inputs,
 taken from the row itself when it comes: q = round(x / s) with s = max|x| / 127. The products of the
@@ -32,9 +33,9 @@ from pretune.models.products import (
     scaled_int8_product,
 )
 
-How = Literal["float32", "int8"]
+How = Literal["plain", "float32", "int8"]
 #: The kinds of their products.
-_KINDS = {"float32": "packed", "int8": "int8"}
+_KINDS = {"plain": kernels.FEW, "float32": "packed", "int8": "int8"}
 #: How weights are packed in this thread now.
 _how: ContextVar[How | None] = ContextVar("packing", default=None)
 #: The largest integer of an input: 8 bits without -128.
@@ -66,7 +67,7 @@ def kernel_now(rows: int, inner: int, outer: int) -> str:
     """The kernel of a layer's product `[rows, inner] @ [inner, outer]`, prepared or not."""
     how = active()
     # Small matrices, such as a classifier's, stay as they are.
-    if how is None or inner * outer < kernels.SMALLEST:
+    if how in (None, "plain") or inner * outer < kernels.SMALLEST:
         return kernels.choose("forward", rows, inner, outer)
     return kernels.choose(_KINDS[how], rows, inner, outer)
 
@@ -122,6 +123,8 @@ class PackedWeights:
         # Small matrices stay as they are, and so do operands that autocast rounds.
         if not (packable(x) and packable(weight)) or weight.numel() < kernels.SMALLEST:
             return None
+        if how == "plain" and x.shape[0] >= kernels.MANY:
+            return None
         if x.dim() != 2 or torch.is_autocast_enabled("cpu") or torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
             return None
         return self.prepared(how, x.shape[0], weight, bias, rows)(x) if x.shape[0] else None
@@ -145,7 +148,10 @@ class PackedWeights:
         part, own = weight[rows].detach(), None if bias is None else bias[rows].detach()
         if weight.numel() < kernels.SMALLEST:
             return partial(product, PLAIN, weight=part, bias=own)
-        kernel = kernels.choose(_KINDS[how], count, part.shape[1], part.shape[0])
+        kind = "forward" if how == "plain" and count >= kernels.MANY else _KINDS[how]
+        kernel = kernels.choose(kind, count, part.shape[1], part.shape[0])
+        if how == "plain":
+            return multiplier(kernel, part, part, own)
         form = self._form(kernel, part, _state(weight, None), rows)
         if how == "int8":
             return partial(int8_product, kernel, weight=form, bias=own)

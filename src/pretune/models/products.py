@@ -19,6 +19,10 @@ ONEDNN = "onednn"
 MKL_PACKED, ONEDNN_PACKED = "mkl-packed", "onednn-packed"
 #: PyTorch's own, with the weight as `[in, out]`, which it need not copy to multiply few rows.
 TRANSPOSED = "mkl-transposed"
+#: PyTorch's own as a batch of products, each of some outputs, which copies nothing either.
+BATCHED = "mkl-batched"
+#: The outputs of each.
+_OUTPUTS = 64
 #: Products of 8-bit integers: oneDNN's, with a packed weight, and PyTorch's `_int_mm`.
 QLINEAR, INT_MM = "qlinear", "int_mm"
 INT8 = (QLINEAR, INT_MM)
@@ -81,11 +85,30 @@ def multiplier(
         if bias is None:
             return lambda x: torch.mm(x, packed)
         return lambda x: torch.addmm(bias, x, packed)
+    if kernel == BATCHED:
+        return _batched(weight, bias)
     if kernel == MKL_PACKED:
         # The layout does not depend on the rows; the operator wants to hear their number.
         multiply = torch.ops.mkl._mkl_linear.default
         return lambda x: multiply(x, packed, weight, bias, x.shape[0])
     return partial(product, PLAIN if kernel == PLAIN else ONEDNN, weight=packed, bias=bias)
+
+
+def _batched(weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
+    """`multiplier` of `BATCHED`: for some 4 to 12 rows twice as fast as a single product."""
+    (outer, inner), count = weight.shape, len(weight) // _OUTPUTS
+    whole = count * _OUTPUTS
+    parts = weight[:whole].view(count, _OUTPUTS, inner).transpose(1, 2)
+    rest = weight[whole:].t() if whole < outer else None
+
+    def multiply(x: Tensor) -> Tensor:
+        rows = x.shape[0]
+        y = torch.bmm(x.expand(count, rows, inner), parts).transpose(0, 1).reshape(rows, whole)
+        if rest is not None:
+            y = torch.cat([y, torch.mm(x, rest)], 1)
+        return y if bias is None else y.add_(bias)
+
+    return multiply
 
 
 def scaled_int8_product(kernel: str, x: Tensor, packed: Tensor, scale: Tensor) -> Tensor:

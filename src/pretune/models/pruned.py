@@ -19,7 +19,13 @@ from pretune.errors import CheckpointError, with_article
 from pretune.models.backbone import Backbone, backbone_of
 from pretune.models.config import REMOVED_HEADS
 from pretune.models.heads.language import LanguageModelHead
-from pretune.models.layers import Linear, TransformerLayer
+from pretune.models.layers import (
+    FeedForward,
+    GatedFeedForward,
+    Linear,
+    SelfAttention,
+    TransformerLayer,
+)
 
 
 def transformer_layers(backbone: Backbone) -> list[TransformerLayer]:
@@ -32,20 +38,49 @@ def transformer_layers(backbone: Backbone) -> list[TransformerLayer]:
     if len(layers) != len(backbone.layers) or len(backbone.stacks) != 1 or not layers:
         raise CheckpointError(
             f"{with_article(backbone.config.model_type)} model cannot be pruned",
-            "Transformers of one stack of layers can: bert, distilbert, electra and gpt2.",
+            "Transformers of one stack of layers can: bert, modernbert, gpt2, llama and others.",
         )
     return layers
+
+
+def own_layers(backbone: Backbone) -> list[TransformerLayer]:
+    """The layers of a Transformer with one stack, each with weights of its own.
+
+    Raises:
+        CheckpointError: the model is another, or its layers are one that is used several times.
+    """
+    layers = transformer_layers(backbone)
+    if len({*map(id, layers)}) < len(layers):
+        raise CheckpointError(
+            f"{with_article(backbone.config.model_type)} model cannot lose heads or neurons: "
+            "all of its layers are one",
+            "Remove layers or tokens: --layers, --vocab.",
+        )
+    return layers
+
+
+def block_of(layer: TransformerLayer) -> FeedForward | GatedFeedForward:
+    """The feed-forward block of a layer.
+
+    Raises:
+        CheckpointError: it is of another kind.
+    """
+    block = layer.feed_forward
+    if not isinstance(block, FeedForward | GatedFeedForward):
+        raise CheckpointError(
+            "the feed-forward blocks of this model cannot be pruned",
+            "Remove layers or tokens: --layers, --vocab.",
+        )
+    return block
 
 
 def keep_layers(backbone: Backbone, kept: Sequence[int]) -> None:
     """Remove all layers but these, which are counted from 0."""
     layers = transformer_layers(backbone)
-    backbone.layers = nn.ModuleList(layers[i] for i in kept)
     removed = backbone.config.removed_heads
     heads = {str(new): removed[old] for new, old in enumerate(kept) if old in removed}
-    backbone.config = backbone.config.resized(
-        num_hidden_layers=len(kept), **{REMOVED_HEADS: heads or None}
-    )
+    backbone.config = backbone.config.with_layers(kept, **{REMOVED_HEADS: heads or None})
+    backbone.layers = nn.ModuleList(layers[i] for i in kept)
 
 
 @torch.no_grad()
@@ -56,9 +91,14 @@ def keep_neurons(backbone: Backbone, kept: Sequence[Tensor]) -> None:
         backbone: a Transformer.
         kept: for each layer the numbers of the neurons that stay, as many in each layer.
     """
-    for layer, neurons in zip(transformer_layers(backbone), kept, strict=True):
-        block = layer.feed_forward
-        _keep_outputs(block.up, neurons)
+    for layer, neurons in zip(own_layers(backbone), kept, strict=True):
+        block = block_of(layer)
+        if isinstance(block, GatedFeedForward):
+            # Gates first, then what passes them.
+            both = torch.cat([neurons, neurons + block.down.in_features])
+            _keep_outputs(block.gate_up, both)
+        else:
+            _keep_outputs(block.up, neurons)
         _keep_inputs(block.down, neurons)
     backbone.config = backbone.config.resized(intermediate_size=len(kept[0]))
 
@@ -75,18 +115,25 @@ def remove_heads(
         zeros: check that the weights of these heads are zeros, as a file has them.
 
     Raises:
-        CheckpointError: `zeros`, and a weight is not 0.
+        CheckpointError: `zeros`, and a weight is not 0; or heads depend on others.
     """
-    layers = transformer_layers(backbone) if removed else []
+    layers = own_layers(backbone) if removed else []
     for number, heads in removed.items():
         attention = layers[number].attention
+        # A bias of the scores is a class of its own.
+        if attention.sharing > 1 or type(attention) is not SelfAttention:
+            raise CheckpointError(
+                f"attention heads of {with_article(backbone.config.model_type)} model cannot be "
+                "removed: they share keys and values, or a bias of the scores",
+                "Remove layers, neurons or tokens: --layers, --ffn, --vocab.",
+            )
         size = attention.width // attention.num_heads
         left = [head for head in range(attention.num_heads) if head not in {*heads}]
         kept, gone = _places(left, size), _places(sorted(heads), size)
         if zeros:
             parts = [attention.output.weight[:, gone]]
             for own in (attention.qkv.weight, attention.qkv.bias):
-                parts += [part[gone] for part in own.chunk(3)]
+                parts += [] if own is None else [part[gone] for part in own.chunk(3)]
             if any(part.any() for part in parts):
                 raise CheckpointError(
                     f"config: {REMOVED_HEADS} says that layer {number} lost the heads "
@@ -122,20 +169,21 @@ def whole_heads(backbone: Backbone, state: Mapping[str, Tensor]) -> dict[str, Te
         backbone: of the model.
         state: the model's weights, by our names.
     """
-    whole = dict(state)
-    for layer, heads in backbone.config.removed_heads.items():
-        hidden = backbone.config.size("hidden_size")
-        size = hidden // backbone.config.size("num_attention_heads")
-        left = [head for head in range(hidden // size) if head not in {*heads}]
-        kept = _places(left, size)
-        rows = torch.cat([kept + i * hidden for i in range(3)])
+    whole, removed = dict(state), backbone.config.removed_heads
+    layers = transformer_layers(backbone) if removed else []
+    for layer, heads in removed.items():
+        count, attention = backbone.config.size("num_attention_heads"), layers[layer].attention
+        size = attention.width // attention.num_heads
+        left = [head for head in range(count) if head not in {*heads}]
+        kept, width = _places(left, size), count * size
+        rows = torch.cat([kept + i * width for i in range(3)])
         for name, value in state.items():
             _, middle, part = name.rpartition(f"layers.{layer}.attention.")
             if middle and part in ("qkv.weight", "qkv.bias"):
-                whole[name] = value.new_zeros(3 * hidden, *value.shape[1:])
+                whole[name] = value.new_zeros(3 * width, *value.shape[1:])
                 whole[name][rows] = value
             elif middle and part == "output.weight":
-                whole[name] = value.new_zeros(hidden, hidden)
+                whole[name] = value.new_zeros(len(value), width)
                 whole[name][:, kept] = value
     return whole
 
@@ -158,8 +206,13 @@ def keep_tokens(model: nn.Module, kept: Sequence[int]) -> None:
     bias = model.output_bias() if isinstance(model, LanguageModelHead) else None
     if bias is not None:
         model.bias = _part(bias, bias[places])
+    own = getattr(model, "lm_head", None)  # an output layer that is not the table
+    if isinstance(own, Linear):
+        _keep_outputs(own, places)
     new = {old: number for number, old in enumerate(kept)}
     named = token_entries(backbone)
+    if "pad_token_id" in named:
+        backbone.renumber_padding(new[named["pad_token_id"]])
     backbone.config = backbone.config.resized(
         vocab_size=len(kept), **{name: new[old] for name, old in named.items()}
     )
@@ -169,7 +222,8 @@ def token_entries(backbone: Backbone) -> dict[str, int]:
     """The entries of the configuration that name a token of the vocabulary, such as padding."""
     entries = vars(backbone.config).items()
     rows = len(backbone.embeddings.tokens.weight)
-    return {k: v for k, v in entries if k.endswith("_token_id") and v is not None and 0 <= v < rows}
+    named = {k: v for k, v in entries if k.endswith("_token_id") and isinstance(v, int)}
+    return {name: token for name, token in named.items() if 0 <= token < rows}
 
 
 def _places(units: Sequence[int], size: int) -> Tensor:

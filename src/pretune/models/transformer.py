@@ -1,9 +1,5 @@
 """The Transformer (Vaswani et al. 2017): an encoder reads a source, a decoder writes a target.
 
-A batch has pairs: features of two sequences, the source and what the decoder reads of the target
-(`PackedBatch.pairs`). Neither side has padding: each target's tokens look at those of its own
-source, wherever both begin and end.
-
 Checkpoints have the layout of transformers' Marian, which is this model: LayerNorm after each sum,
 sinusoids, and one table of the vocabulary for source, target and output, or one for the source and
 one for the other two. transformers has no such model with LayerNorm first: there `config.json` says
@@ -13,7 +9,7 @@ one for the other two. transformers has no such model with LayerNorm first: ther
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar
 
@@ -21,27 +17,21 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from pretune.data.batch import PackedBatch, Selection
+from pretune.data.batch import PackedBatch
 from pretune.errors import CheckpointError
-from pretune.models.backbone import Backbone, Embeddings
 from pretune.models.config import MAX_SIZES, ModelConfig
+from pretune.models.encoder_decoder import EncoderDecoder, PairEmbeddings, SourceReader
 from pretune.models.family import Family, HeadLayout, Rule, rules
-from pretune.models.heads.language import LanguageModelHead
-from pretune.models.kv_cache import KVCache, SourceCache
-from pretune.models.language_model import SequenceState
 from pretune.models.layers import (
     CrossAttention,
     Dropout,
     Embedding,
-    EncoderOutput,
     FeedForward,
-    ModelOutput,
     PostNormLayer,
     PreNormLayer,
     SelfAttention,
     sinusoidal_positions,
 )
-from pretune.models.ops import pad_rows
 
 #: Added to the variance in each LayerNorm: PyTorch's default, which transformers' Marian uses.
 LAYER_NORM_EPS = 1e-5
@@ -57,6 +47,11 @@ class TransformerConfig(ModelConfig):
         "num_hidden_layers": "encoder_layers",
         "num_attention_heads": "encoder_attention_heads",
         "intermediate_size": "encoder_ffn_dim",
+    }
+    aliases: ClassVar[dict[str, str]] = {
+        "hidden_size": "d_model",
+        "num_hidden_layers": "encoder_layers",
+        "num_attention_heads": "encoder_attention_heads",
     }
     dropout_names: ClassVar[tuple[str, ...]] = ("dropout",)
     attention_dropout_name: ClassVar[str] = "attention_dropout"
@@ -136,7 +131,7 @@ class TransformerConfig(ModelConfig):
         return {**super().to_dict(), **kind, "is_encoder_decoder": True}
 
 
-class TransformerEmbeddings(Embeddings):
+class TransformerEmbeddings(PairEmbeddings):
     """Token x sqrt(hidden) + sinusoid, then dropout (sections 3.4 and 3.5).
 
     `targets` is None where source and target share one table.
@@ -164,8 +159,8 @@ class TransformerEmbeddings(Embeddings):
     def forward(self, batch: PackedBatch) -> Tensor:
         return self._placed(self.tokens, batch, batch.max_seqlen)
 
+    @override
     def of_targets(self, batch: PackedBatch, longest: int) -> Tensor:
-        """Embed targets, `[T, hidden]`; `longest` counts what earlier passes have read, too."""
         return self._placed(self.targets or self.tokens, batch, longest)
 
     def _placed(self, table: Embedding, batch: PackedBatch, longest: int) -> Tensor:
@@ -177,16 +172,12 @@ class TransformerEmbeddings(Embeddings):
         return embedded
 
 
-class TransformerModel(Backbone):
-    """Pairs in, the decoder's last hidden states out.
-
-    `layers` holds the encoder's layers, then the decoder's.
-    """
+class TransformerModel(EncoderDecoder):
+    """Pairs in, the decoder's last hidden states out."""
 
     config_class = TransformerConfig
     config: TransformerConfig
     embeddings: TransformerEmbeddings
-    reads_pairs = True
 
     def __init__(self, config: TransformerConfig) -> None:
         kind = PreNormLayer if config.normalize_before else PostNormLayer
@@ -213,14 +204,8 @@ class TransformerModel(Backbone):
             nn.LayerNorm(config.d_model, eps=LAYER_NORM_EPS) if config.normalize_before else None
             for _ in range(2)
         ]
-        super().__init__(config, TransformerEmbeddings(config), [*encoder, *decoder], norms[1])
-        self.source_norm = norms[0]
+        super().__init__(config, TransformerEmbeddings(config), encoder, decoder, norms)
         self.init_weights()
-
-    @property
-    @override
-    def stacks(self) -> tuple[int, ...]:
-        return self.config.encoder_layers, self.config.decoder_layers
 
     @override
     def init_weights(self, module: nn.Module | None = None) -> None:
@@ -252,68 +237,15 @@ class TransformerModel(Backbone):
             self.embeddings.targets = self.embeddings.targets.grown(added)
             self.config = replace(self.config, decoder_vocab_size=size)
 
-    @override
-    def forward(
-        self,
-        batch: PackedBatch,
-        *,
-        select: Selection | None = None,
-        output_hidden_states: bool = False,
-        output_attentions: bool = False,
-        state: SequenceState | None = None,
-    ) -> ModelOutput:
-        """Run the model on pairs: `last_hidden_state` `[T, hidden]` of the targets' tokens.
-
-        `select` picks rows of the targets. Other outputs are not supported, and a state only by
-        `start` and `step` of the head.
-
-        Raises:
-            CheckpointError: the batch has no pairs, or an unsupported output was asked for.
-        """
-        if batch.choices is None or output_hidden_states or output_attentions or state is not None:
-            raise CheckpointError(
-                f"a {self.config.model_type} model reads pairs of a source and a target, and gives "
-                "no hidden states or attention maps of single texts",
-                "Use it to translate: pretune predict RUN TEXT.",
-            )
-        source, target = batch.pairs
-        x = self.decode(target, self.encode(source))
-        return ModelOutput(x if select is None else x[select.rows])
-
-    def encode(self, batch: PackedBatch) -> EncoderOutput:
-        """Run the encoder on sources."""
-        x = pad_rows(self.embeddings(batch))
-        for layer in list(self.layers)[: self.config.encoder_layers]:
-            x = self.through(layer, x, batch.layout)
-        return EncoderOutput(x if self.source_norm is None else self.source_norm(x), batch.layout)
-
-    def decode(
-        self, batch: PackedBatch, source: EncoderOutput | None, *, state: KVCache | None = None
-    ) -> Tensor:
-        """Run the decoder on targets: its last hidden states, `[T, hidden]`.
-
-        `source` is the encoder's output; None if the cache `state`, which grows, has read it.
-        """
-        longest = max([batch.max_seqlen, *(state.lengths if state is not None else ())])
-        x = pad_rows(self.embeddings.of_targets(batch, longest))
-        for i, layer in enumerate(list(self.layers)[self.config.encoder_layers :]):
-            kept: dict[str, Any] = {} if state is None else {"cache": state, "index": i}
-            x = self.through(layer, x, batch.layout, source=source, **kept)
-        return (x if self.final_norm is None else self.final_norm(x))[: batch.num_tokens]
-
 
 def _glorot(parameter: Tensor) -> None:
     if parameter.ndim == 2 and not parameter.is_meta:
         nn.init.xavier_uniform_(parameter)
 
 
-class Translator(LanguageModelHead):
-    """The next token of each target, as transformers' `MarianMTModel`.
+class Translator(SourceReader):
+    """The next token of each target, as transformers' `MarianMTModel`."""
 
-    A `LanguageModel` whose prompts are sources, and which writes another text.
-    """
-
-    context_length = None  # sinusoids continue without end
     backbone: TransformerModel
 
     def __init__(self, backbone: TransformerModel) -> None:
@@ -336,39 +268,6 @@ class Translator(LanguageModelHead):
         bias = self.bias.detach()
         more = bias.mean().expand(1, added)
         self.bias = nn.Parameter(torch.cat([bias, more], 1), requires_grad=False)
-
-    @property
-    def vocab_size(self) -> int:
-        """V, the length of a row of logits."""
-        return self.backbone.config.target_vocab_size
-
-    @property
-    def opening(self) -> tuple[int, ...]:
-        """The token that every target begins with."""
-        return (self.backbone.config.decoder_start_token_id,)
-
-    def start(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, KVCache]:
-        """Encode sources and read the start token of each target; see `LanguageModel.start`."""
-        device = self.bias.device
-        source = self.backbone.encode(PackedBatch.of(prompts).to(device))
-        count = self.backbone.config.decoder_layers
-        cache = KVCache(count, SourceCache(count, len(prompts)))
-        batch = PackedBatch.of([self.opening] * len(prompts)).to(device)
-        hidden = self.backbone.decode(batch, source, state=cache)
-        cache.lengths = list(batch.layout.lengths)
-        return self._logits(hidden), cache
-
-    def step(self, tokens: Tensor, state: KVCache) -> Tensor:
-        """Read one token of each target; see `LanguageModel.step`."""
-        return self._logits(self.backbone.decode(state.advance(tokens), None, state=state))
-
-    def follow(
-        self, more: Sequence[Sequence[int]], state: KVCache, *, every: bool = False
-    ) -> Tensor:
-        """Read several tokens of each target in one packed pass; see `LanguageModel.follow`."""
-        batch = state.lengthen(more, self.bias.device)
-        hidden = self.backbone.decode(batch, None, state=state)
-        return self._logits(hidden if every else hidden[batch.last.rows])
 
 
 def _stack_rules(name: str, stack: int) -> tuple[Rule, ...]:

@@ -15,6 +15,7 @@ from pretune.render.grid import Grid
 from pretune.render.result_views import MAX_CONFUSION_CLASSES
 from pretune.render.smaller_views import pruning_table
 from pretune.tasks.base import AnyTask, ReadsWindows
+from pretune.tasks.classification.counts import POSITIVE
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult
@@ -30,7 +31,9 @@ _PURPOSES = {
     "chat": "replies in a conversation.",
     **dict.fromkeys(("instruct", "dpo", "ppo", "grpo", "rloo"), "answers instructions."),
     "translate": "translates.",
+    "summarize": "summarizes.",
     "mask_lm": "finds the words that fit the gaps of a text.",
+    "replaced_token": "tells which tokens of a text were replaced by others.",
 }
 #: By the head of a model: what the Hub calls its task, and the class of transformers that opens it.
 PIPELINES = {
@@ -54,6 +57,12 @@ _METRICS = {name: name for name in _SAME} | {
     "spearman": "spearmanr",
     "bleu": "sacrebleu",
 }
+
+
+def _pipeline(task: AnyTask) -> tuple[str | None, str | None]:
+    """What the Hub calls a task, and the class of transformers that opens its models."""
+    name, kind = PIPELINES.get(task.head, (None, None))
+    return ("summarization" if task.name == "summarize" else name), kind
 
 
 @dataclass(frozen=True)
@@ -108,6 +117,9 @@ class CardFacts:
     def metric_title(self, name: str) -> str:
         """Return the name of a metric for people."""
         if name == "f1" and self.task.name == "classify":
+            positive = self.details.get(POSITIVE)
+            if positive is not None:
+                return f"F1 ({positive})"
             return "F1 of the second label" if len(self.labels) == 2 else "F1, macro average"
         titles = {"mcc": "Matthews correlation", "f1": "F1", "bleu": "BLEU", "chrf": "chrF"}
         titles |= {"pearson": "Pearson correlation", "spearman": "Spearman correlation"}
@@ -169,7 +181,7 @@ def _use(facts: CardFacts) -> Iterator[str]:
         "python",
     )
     # Not every head and family is in transformers.
-    pipeline, cls = PIPELINES.get(facts.task.head, (None, None))
+    pipeline, cls = _pipeline(facts.task)
     if cls is None or not facts.in_transformers:
         return
     yield "With transformers:"
@@ -190,7 +202,7 @@ def _use(facts: CardFacts) -> Iterator[str]:
             f"model = {cls}.from_pretrained({facts.repo!r})\n"
         )
         # A translator writes; other heads give logits.
-        if pipeline == "translation":
+        if pipeline in ("translation", "summarization"):
             code += (
                 f"inputs = tokenizer({example[0]!r}, return_tensors='pt')\n"
                 "print(tokenizer.decode(model.generate(**inputs)[0], skip_special_tokens=True))"
@@ -199,6 +211,11 @@ def _use(facts: CardFacts) -> Iterator[str]:
             inputs = ", ".join(map(repr, example))
             code += f"print(model(**tokenizer({inputs}, return_tensors='pt')))"
     yield fenced(code, "python")
+    if (long := getattr(facts.task.options, "long", "cut")) != "cut":
+        yield (
+            f"It was trained with `task.long={long}`, so that pretune reads more of a long text "
+            "than its first tokens; transformers' pipeline cuts it."
+        )
 
 
 def _results(facts: CardFacts) -> Iterator[str]:
@@ -355,7 +372,7 @@ def metadata(facts: CardFacts) -> str:
     """Write the YAML at the beginning of the card, which the Hub reads, without its dashes."""
     from huggingface_hub import ModelCardData
 
-    pipeline, _ = PIPELINES.get(facts.task.head, (None, None))
+    pipeline, _ = _pipeline(facts.task)
     results = _evaluations(facts, pipeline)
     languages = list(facts.languages)
     sources = [s for s in (facts.training, facts.validation) if s is not None and s.on_hub]

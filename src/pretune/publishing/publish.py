@@ -269,6 +269,8 @@ def _training_facts(trained: Trained) -> dict[str, Any]:
         validation = _data_source(trained, recipe.data.validation)
     elif recipe.data.validation is not None:
         validation = replace(training, held_back=recipe.data.validation)
+    elif recipe.data.fold is not None:
+        validation = replace(training, held_back=round(1 / recipe.data.fold.of, 4))
     base, on_hub = _base(trained, recipe.model.source)
     return {
         "recipe": shareable(trained, recipe),
@@ -297,7 +299,7 @@ def _hub_dataset(trained: Trained, source: str) -> re.Match[str] | None:
 def _base(trained: Trained, source: str) -> tuple[str, bool]:
     """Name the model that another was trained from, and tell whether that is its id on the Hub."""
     if source in EMBEDDED:
-        package = EMBEDDED[source][0].replace("_", "-")
+        package = EMBEDDED[source].package.replace("_", "-")
         return f"{source} (of the Python package {package})", False
     match = None if trained.is_local(source) else HUB_ID.fullmatch(source)
     if match:

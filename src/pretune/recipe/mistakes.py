@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from pretune.errors import RecipeError, nearest
+from pretune.errors import RecipeError, nearest, type_name
 from pretune.models.config import brief
 from pretune.tasks.builtin import TASKS, task_class
 
@@ -77,7 +77,10 @@ def init_hint(task: object = None) -> str:
 
 
 def _written(value: object) -> str:
-    """A value as people may recognize it."""
+    """A value as people may recognize it; of a table or another object only what it is."""
+    rows = isinstance(value, list | tuple) and any(isinstance(row, Mapping) for row in value[:1])
+    if rows or not isinstance(value, str | int | float | list | tuple | None):
+        return type_name(type(value))
     try:
         return brief(repr(value))
     except ValueError:  # Python refuses to write numbers of over 4,300 digits
@@ -101,6 +104,18 @@ def _known_keys(recipe: type[BaseModel], options: type[BaseModel] | None) -> tup
                 yield key
 
     return tuple(walk(recipe, ""))
+
+
+def known_keys(recipe: type[BaseModel]) -> tuple[str, ...]:
+    """All keys that a recipe may have, as `section.key`, without the options of its task."""
+    return _known_keys(recipe, None)
+
+
+def key_called(word: str, recipe: type[BaseModel]) -> str | None:
+    """The key that people may mean by a word, as `train.warmup` by `warmup_ratio`; None: no key."""
+    keys = {key.rpartition(".")[2]: key for key in known_keys(recipe)}
+    best = nearest(_SYNONYMS.get(word, word), keys, cutoff=0.8)
+    return None if best is None else keys[best]
 
 
 def _right_key(key: str, known: Sequence[str]) -> str:

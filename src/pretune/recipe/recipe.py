@@ -33,7 +33,8 @@ from pretune.data.readers.conversations import (
     MESSAGES,
     PROMPT,
 )
-from pretune.data.readers.files import TABLE_SUFFIXES, read, table_kind
+from pretune.data.readers.files import TABLE_SUFFIXES, read_parts, table_kind
+from pretune.data.readers.in_memory import is_from_memory
 from pretune.data.readers.plain_text import is_plain
 from pretune.data.readers.preferences import CHOSEN, LABEL, REJECTED
 from pretune.data.records import Records, is_missing
@@ -51,6 +52,7 @@ from pretune.recipe.schema import (
     teacher_section,
 )
 from pretune.registry import Registry
+from pretune.storage.object_store import is_url
 from pretune.tasks.base import TaskOptions
 from pretune.tasks.builtin import task_class
 from pretune.tasks.classification.label_lists import parse_list
@@ -79,12 +81,17 @@ _OTHER_KINDS: tuple[tuple[set[str], str, tuple[str, ...]], ...] = (
     ({CONVERSATIONS}, "conversations", ("instruct",)),
     ({MESSAGES}, "conversations", ("instruct",)),
     ({"source", "target"}, "texts with their translations", ("translate",)),
+    ({"document", "summary"}, "texts with their summaries", ("summarize",)),
     ({"sentence1", "sentence2", "score"}, "pairs of texts with a score", ("stsb",)),
 )
 #: Marks of an override that are no value of YAML: not ~ for null, and no brackets or quotes.
 _MARKS = re.compile(r"(?!~$)[^\w\s\[\]{}\"']+(?:\s+[^\w\s\[\]{}\"']+)*")
 #: The keys that name a task.
 _TASK = {"task", "task.name"}
+#: Records of a file by which the task is told.
+PROBED_ROWS = 10_000
+#: The two ways to give the size of a batch.
+_BATCH_SIZES = {"train.batch_size", "train.batch_tokens"}
 
 
 def _task_options(value: Any) -> Any:
@@ -122,24 +129,31 @@ class Recipe(RecipeSection):
     @field_validator("output")
     @classmethod
     def _a_path(cls, output: str) -> str:
+        if is_url(output):
+            raise ValueError(
+                "should be a folder on the disk: a run is not written to object storage. Copy it "
+                "there when it has ended"
+            )
         longest = max(len(os.fsencode(part)) for part in [*Path(output).parts, ""])
         if "\0" in output or longest > 255 or len(os.fsencode(output)) > 3000:
             raise ValueError("should be a folder: no NUL, and no name above 255 bytes")
         return output
 
     @classmethod
-    def load(cls, source: str | Path, overrides: Overrides = ()) -> Recipe:
+    def load(cls, source: str | Path | Mapping[str, Any], overrides: Overrides = ()) -> Recipe:
         """Read a recipe and change some of its values.
 
         Args:
             source: the name of a built-in or installed recipe, a YAML file, or a file of labelled
-                data, for which sensible defaults are taken.
+                data, for which sensible defaults are taken; or the values of a recipe.
             overrides: values that differ.
 
         Raises:
             RecipeError: no such recipe, not YAML, an unknown key or a wrong value.
         """
         pairs = _pairs(overrides)
+        if isinstance(source, Mapping):
+            return cls.of(_override(dict(source), pairs))
         values, origin = _read_source(str(source), pairs)
         values = _override(values, pairs)
         if str(source) in builtin_recipes() or str(source) in ADDED_RECIPES:
@@ -266,7 +280,9 @@ def _read_source(source: str, pairs: Sequence[tuple[str, Any]]) -> tuple[dict[st
 
 
 def _is_data(source: str) -> bool:
-    """Whether this is a file or a folder of data and no recipe, by its name or its beginning."""
+    """Whether these are data and no recipe: in memory, or by their name or their beginning."""
+    if is_from_memory(source):
+        return True
     suffix = suffix_of(source)
     if os.path.isdir(source):
         return is_plain(Path(source))
@@ -378,7 +394,9 @@ def _for_data(source: str, pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     values = {"task": {"name": "classify"}, "data": {"train": source}}
     about = [(key, value) for key, value in pairs if key.partition(".")[0] == "data"]
     data = Recipe.of(_override(values, about), f"defaults for {source}").data
-    records = read(source, encoding=data.encoding, quoting=data.quoting, columns=data.columns)
+    # The first records tell the columns; all of them are read once, for the training.
+    how: dict[str, Any] = {"encoding": data.encoding, "quoting": data.quoting}
+    records = next(read_parts(source, PROBED_ROWS, columns=data.columns, keep_bad=True, **how))
     columns = {*records.columns, *data.columns}
     if columns == {"text"} and records.text_unit is not None and not _TASK & dict(pairs).keys():
         raise RecipeError(
@@ -403,7 +421,8 @@ def _for_data(source: str, pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     if isinstance(chosen, str):
         known = task_class(chosen).options_type.model_fields
         task = {key: value for key, value in task.items() if key in known}
-    name = "latest" if is_pipe(source) else Path(source.removesuffix(".gz")).stem
+    nameless = is_pipe(source) or is_from_memory(source)
+    name = "latest" if nameless else Path(source.removesuffix(".gz")).stem
     return {"task": task, "data": {"train": source}, "output": f"runs/{name}"}
 
 
@@ -475,6 +494,12 @@ def _pairs(overrides: Overrides) -> list[tuple[str, Any]]:
 def _override(values: dict[str, Any], pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     for key, value in pairs:
         _set(values, key, value)
+    # The size of a batch is given in examples or in tokens: the last way that is asked for counts.
+    asked = {key for key, value in pairs if key in _BATCH_SIZES and value is not None}
+    train = values.get("train")
+    if len(asked) == 1 and isinstance(train, dict):
+        (other,) = _BATCH_SIZES - asked
+        values["train"] = {k: v for k, v in train.items() if f"train.{k}" != other}
     return values
 
 

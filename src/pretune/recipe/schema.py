@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    field_validator,
+    model_validator,
+)
 
 from pretune.data.records import MAX_CHARS
-from pretune.tasks.base import CheckedNumbers
+from pretune.tasks.checked_numbers import CheckedNumbers
 
 #: The upper limit of what the guard remembers or counts.
 GUARD_LIMIT = 10**6
@@ -29,15 +35,16 @@ class RecipeSection(CheckedNumbers):
 class TokenizerSection(RecipeSection):
     """A tokenizer to train on the training data before the model, as `pretune tokenizer` does."""
 
-    kind: Literal["wordpiece", "bpe", "char"] = Field(
-        "bpe", description="wordpiece (BERT), bpe (GPT-2, on bytes) or char."
+    kind: Literal["wordpiece", "bpe", "unigram", "char"] = Field(
+        "bpe",
+        description="wordpiece (BERT), bpe (GPT-2, on bytes), unigram (SentencePiece) or char.",
     )
     vocab_size: int | None = Field(
         None,
         ge=1,
         le=10**7,
         description="The largest number of entries. Default: 30522 for wordpiece, 50257 for bpe, "
-        "all characters for char.",
+        "32000 for unigram, all characters for char.",
     )
     joint: bool = Field(
         True,
@@ -52,7 +59,8 @@ class ModelSection(RecipeSection):
     source: str = Field(
         "minilm",
         alias="from",
-        description="A folder in the Hugging Face layout, a run folder, a Hub id, or minilm.",
+        description="A folder in the Hugging Face layout, a run folder, a GGUF file, a Hub id, "
+        "minilm or smollm2.",
     )
     layers: Literal["every-other"] | list[Annotated[int, Field(ge=0)]] | None = Field(
         None,
@@ -159,13 +167,34 @@ def teacher_section(value: Any) -> Any:
 ColumnName = Annotated[str, BeforeValidator(lambda v: str(v) if type(v) is int else v)]
 
 
+class FoldSection(RecipeSection):
+    """Which part of the training data is validated on; `pretune train --folds` sets it."""
+
+    number: int = Field(ge=1, description="The number of the part, from 1.")
+    of: int = Field(ge=2, le=10**6, description="Into how many parts the data are split.")
+    group: str | None = Field(
+        None,
+        min_length=1,
+        description="A column of the data: records with the same value there are in one part.",
+    )
+
+    @model_validator(mode="after")
+    def _is_one(self) -> Self:
+        if self.number > self.of:
+            raise ValueError(f"there is no part {self.number} of {self.of}")
+        return self
+
+
 class DataSection(RecipeSection):
     """What is learned from."""
+
+    left_out: ClassVar[frozenset[str]] = frozenset({"fold"})
 
     train: str = Field(
         description="A .jsonl, .csv, .tsv, .parquet or .txt file, a folder of .txt files, a Hub "
         "dataset owner/name[:config]:split, or a folder that `pretune prepare` made. Blank lines "
-        "separate the documents of a .txt file; for causal_lm the whole file is one text."
+        "separate the documents of a .txt file; for causal_lm the whole file is one text. "
+        "Data from a program's memory are named by their number and a digest."
     )
     validation: str | Annotated[float, Field(gt=0, lt=1)] | None = Field(
         0.1, description="The same; or a share of the training data to hold back (0.1); or null."
@@ -174,6 +203,12 @@ class DataSection(RecipeSection):
         True,
         description="Hold back each label in proportion (classify, multilabel), and never the last "
         "record that has it; false: records at random.",
+    )
+    fold: FoldSection | None = Field(
+        None,
+        description="Cross-validation: validate on part N of M of data.train, and train on the "
+        "others, {number: N, of: M, group: COLUMN}. Needs data.validation: null. `pretune train "
+        "--folds M` makes all of them.",
     )
     columns: dict[str, ColumnName] = Field(
         default_factory=dict,
@@ -190,6 +225,29 @@ class DataSection(RecipeSection):
     limit: int | None = Field(
         None, ge=1, description="Use only the first N training records: for a quick try."
     )
+    errors: Literal["stop", "skip"] = Field(
+        "stop",
+        description="What to do about records that cannot be used, such as those without a label. "
+        "stop: list them, and train nothing; skip: leave them out, and count them.",
+    )
+
+    @field_validator("train", "validation", mode="before")
+    @classmethod
+    def _names_data(cls, value: Any) -> Any:
+        if not isinstance(value, str | int | float | None):
+            raise ValueError(
+                "should name data; a table in memory is given beside the recipe, "
+                "pretune.train(RECIPE, data=TABLE)"
+            )
+        return value
+
+    @model_validator(mode="after")
+    def _validated_once(self) -> Self:
+        if self.fold is not None and self.validation is not None:
+            raise ValueError(
+                "fold says what is validated on: set validation to null (data.validation=null)"
+            )
+        return self
 
 
 class TrackSection(RecipeSection):
@@ -290,9 +348,19 @@ class LoraSection(RecipeSection):
     rank: int = Field(8, ge=1, description="Rank of what is added to a matrix.")
     alpha: float = Field(16, gt=0, description="What is added is scaled by alpha / rank.")
     targets: list[
-        Literal["attention.qkv", "attention.output", "feed_forward.up", "feed_forward.down"]
+        Literal[
+            "attention.qkv",
+            "attention.output",
+            "feed_forward.up",
+            "feed_forward.down",
+            "cross.query",
+            "cross.kv",
+            "cross.output",
+        ]
     ] = Field(
-        ["attention.qkv"], min_length=1, description="The matrices of each layer that are adapted."
+        ["attention.qkv"],
+        min_length=1,
+        description="The matrices of each layer that are adapted; feed_forward.up with its gate.",
     )
 
 
@@ -348,10 +416,14 @@ def _guard(value: Any) -> Any:
 class TrainSection(RecipeSection):
     """How the model is trained."""
 
+    left_out: ClassVar[frozenset[str]] = frozenset({"callbacks"})
+
     # How much, in which batches.
     epochs: float = Field(3, gt=0, le=10**9, description="Passes over the training data.")
     max_steps: int | None = Field(
-        None, ge=1, description="Stop after this many updates, whatever the epochs."
+        None,
+        ge=0,
+        description="Stop after this many updates, whatever the epochs; 0: only evaluate and save.",
     )
     batch_size: int | None = Field(
         None, ge=1, description="Examples per update. Default: 32 where batch_tokens is not given."
@@ -407,7 +479,7 @@ class TrainSection(RecipeSection):
     lora: LoraSection | None = Field(
         None,
         description="Learn small matrices beside those of the model, e.g. {rank: 8, alpha: 16, "
-        "targets: [attention.qkv]}; for causal_lm, chat and instruct.",
+        "targets: [attention.qkv]}; heads learn as a whole.",
     )
     # What keeps it stable.
     clip: float | None = Field(
@@ -420,6 +492,9 @@ class TrainSection(RecipeSection):
     # When it is evaluated, saved and logged.
     eval_every: Literal["epoch"] | Annotated[int, Field(ge=1)] = Field(
         "epoch", description="Evaluate and save after each epoch, or every N updates."
+    )
+    eval_at_start: bool = Field(
+        False, description="Also evaluate and save before the first update: what training adds to."
     )
     save_every: Annotated[int, Field(ge=1)] | None = Field(
         None, description="Also save every N updates. Default: at each evaluation only."
@@ -446,6 +521,11 @@ class TrainSection(RecipeSection):
         "{reward: {below: 0}}. Figures of evaluations; of ppo, grpo and rloo also of each update.",
     )
     log_every: int = Field(10, ge=1, description="Updates between two entries in the logs.")
+    callbacks: list[str] = Field(
+        [],
+        description="Callbacks to call between updates, by the names that your own file (pretune "
+        "--plugin FILE.py) or an installed package gives them.",
+    )
     # How it is computed.
     workers: int = Field(0, ge=0, le=64, description="Threads that make batches ahead of time.")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps.")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from pretune.checkpoints.atomic_io import atomic_file, make_folder
 from pretune.errors import not_writable
 from pretune.render.escaping import one_line, shortened
+from pretune.text.spoken_language import tr
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -140,6 +141,22 @@ def stand_for(text: Text, label: str) -> None:
         text.set_gid(STANDS_FOR + cut_label(label))
 
 
+def write_words(text: Text, words: str) -> None:
+    """Put words of ours into a text of a figure, in the language that is spoken.
+
+    Where no installed font has its characters, a PNG has them in English; a page has the
+    translation, which the browser draws.
+    """
+    text.set_text(words)
+    told = tr(words)
+    if told == words:
+        return
+    if can_draw(told):
+        text.set(text=told, family=font_families())
+    else:
+        text.set_gid(STANDS_FOR + told)
+
+
 def label_ticks(axis: Axis, labels: Sequence[str], shown: Sequence[str], **style: Any) -> None:
     """Put labels at 0, 1, 2, ... of an axis; `shown` is what the installed fonts can draw."""
     axis.set_ticks(range(len(labels)), shown, family=font_families(), **style)
@@ -217,7 +234,7 @@ def _chart(
     axes.set_xlim(left=0)
     label_ticks(axes.yaxis, labels, chart_labels(labels))
     axes.set_ylim(len(labels) - 0.4, -0.6)  # the first label on top
-    axes.set_xlabel(axis)
+    write_words(axes.xaxis.label, axis)
     axes.grid(axis="x", alpha=0.3)
     axes.set_axisbelow(True)
     if count > 1:

@@ -15,27 +15,32 @@ from pretune.render.charts import Box, bar_chart, box_chart, write_pngs
 from pretune.render.escaping import one_line
 from pretune.render.grid import Grid
 from pretune.render.page import PagePart, PageSection, Picture, page
+from pretune.text.spoken_language import tr
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 #: Labels shown in a table or a chart; further ones are only counted.
 MAX_LABELS = 20
-_BOXES = "a text (line: median; box: middle half; whiskers: 5% and 95%)"
+_BOXES_OF_WORDS = "words per text (line: median; box: middle half; whiskers: 5% and 95%)"
+_BOXES_OF_TOKENS = "tokens per text (line: median; box: middle half; whiskers: 5% and 95%)"
 
 
 def description_view(description: Description) -> Group:
     """Lay out a description for the terminal."""
     parts: list[RenderableType] = []
-    for facts in description.files:
-        for grid in _grids(facts):
-            parts += [grid.terminal(), Text()]
-    if description.leaks:
-        parts.append(_leaks(description.leaks).terminal())
-    return Group(*parts)
+    for grid in description_grids(description):
+        parts += [grid.terminal(), Text()]
+    return Group(*(parts[:-1] if description.leaks else parts))
 
 
-def description_page(description: Description, title: str = "Data") -> str:
+def description_grids(description: Description) -> list[Grid]:
+    """Tabulate all files, then the texts that they share, if they share any."""
+    grids = [grid for facts in description.files for grid in _grids(facts)]
+    return [*grids, *([_leaks(description.leaks)] if description.leaks else [])]
+
+
+def description_page(description: Description, title: str | None = None) -> str:
     """Write a description as one self-contained HTML page."""
     sections = []
     for facts in description.files:
@@ -43,8 +48,8 @@ def description_page(description: Description, title: str = "Data") -> str:
         parts += [Picture(figure, what, what) for _, what, figure in charts(facts)]
         sections.append(PageSection(facts.origin, parts))
     if description.leaks:
-        sections.append(PageSection("Texts that files share", [_leaks(description.leaks)]))
-    return page(title, sections)
+        sections.append(PageSection(tr("Texts that files share"), [_leaks(description.leaks)]))
+    return page(title or tr("Data"), sections)
 
 
 def write_charts(description: Description, folder: Path) -> list[Path]:
@@ -62,15 +67,21 @@ def charts(facts: Facts) -> Iterator[tuple[str, str, Figure]]:
     if facts.labels:
         names = [name for name, _ in facts.labels.most_common(MAX_LABELS)]
         counts = {"rows": [float(facts.labels[name]) for name in names]}
-        yield "labels", "How often each label occurs", bar_chart(names, counts, "rows")
+        yield "labels", tr("How often each label occurs"), bar_chart(names, counts, "rows")
     for unit, lengths in (("words", facts.words), ("tokens", facts.tokens)):
         if not lengths:
             continue
         names = _group_names(lengths)
+        shown = [tr(name) if name == ALL else name for name in names]
+        words = unit == "words"
         means = {"mean": [round(lengths[name].mean, 1) for name in names]}
-        yield f"mean_{unit}", f"Mean {unit} by label", bar_chart(names, means, f"mean {unit}")
+        title = tr("Mean words by label") if words else tr("Mean tokens by label")
+        axis = "mean words per text" if words else "mean tokens per text"
+        yield f"mean_{unit}", title, bar_chart(shown, means, axis)
         boxes = {"": [_box(lengths[name]) for name in names]}
-        yield unit, f"{unit.capitalize()} by label", box_chart(names, boxes, f"{unit} {_BOXES}")
+        title = tr("Words by label") if words else tr("Tokens by label")
+        axis = _BOXES_OF_WORDS if words else _BOXES_OF_TOKENS
+        yield unit, title, box_chart(shown, boxes, axis)
 
 
 def _box(lengths: Lengths) -> Box:
@@ -89,18 +100,19 @@ def _grids(facts: Facts) -> Iterator[Grid]:
     if facts.labels:
         yield _labels(facts)
     if facts.words:
-        yield _lengths(facts.words, "words")
+        yield _lengths(facts.words, tr("words per text"))
         yield _extremes(facts)
     # Tokens are counted only with a tokenizer.
     if facts.tokens:
-        yield _lengths(facts.tokens, "tokens")
+        yield _lengths(facts.tokens, tr("tokens per text"))
         rows = [(f"{limit}", f"{share:.2%}") for limit, share in facts.truncated().items()]
-        yield Grid(("max_length", "texts cut"), rows, "cut by max_length", numbers=(0, 1))
+        header = ("max_length", tr("texts cut"))
+        yield Grid(header, rows, tr("cut by max_length"), numbers=(0, 1))
     if facts.unknown is not None:
         yield _unknown_tokens(facts)
     yield _problems(facts)
     rows = [(name, f"{share:.2%}") for name, share in facts.scripts.items()]
-    yield Grid(("script", "share of the letters"), rows, "scripts")
+    yield Grid((tr("script"), tr("share of the letters")), rows, tr("scripts"))
 
 
 def _overview(facts: Facts) -> Grid:
@@ -108,18 +120,20 @@ def _overview(facts: Facts) -> Grid:
     rows = []
     for name, types in facts.columns.items():
         kinds = ", ".join(f"{n:,} {kind}" for kind, n in types.items() if kind != "missing")
-        role = "text" if name in facts.text else "label" if name == facts.label else ""
+        role = tr("text") if name in facts.text else tr("label") if name == facts.label else ""
         rows.append((name, kinds, f"{types['missing']:,}", role))
-    header = ("column", "values", "missing", "taken for")
-    return Grid(header, rows, f"{facts.origin}: {facts.rows:,} rows", numbers=(2,))
+    header = (tr("column"), tr("values"), tr("missing"), tr("taken for"))
+    return Grid(header, rows, tr(f"{facts.origin}: {facts.rows:,} rows"), numbers=(2,))
 
 
 def _labels(facts: Facts) -> Grid:
     total, count = max(facts.labels.total(), 1), len(facts.labels)
     shown = facts.labels.most_common(MAX_LABELS)
     rows = [(name, f"{n:,}", f"{n / total:.1%}") for name, n in shown]
-    more = f", the {MAX_LABELS} most frequent" if count > len(rows) else ""
-    return Grid(("label", "rows", "share"), rows, f"{count:,} labels{more}")
+    caption = tr(f"{count:,} labels")
+    if count > len(rows):
+        caption = tr(f"{count:,} labels, the {MAX_LABELS} most frequent")
+    return Grid((tr("label"), tr("rows"), tr("share")), rows, caption)
 
 
 def _lengths(lengths: dict[str, Lengths], unit: str) -> Grid:
@@ -128,33 +142,44 @@ def _lengths(lengths: dict[str, Lengths], unit: str) -> Grid:
     for name in _group_names(lengths):
         own = lengths[name]
         quantiles = [f"{own.quantile(share):,}" for share in (0.0, 0.25, 0.5, 0.75, 0.95, 1.0)]
-        rows.append((name, f"{own.rows:,}", f"{own.mean:,.1f}", *quantiles))
-    header = (f"{unit} a text", "texts", "mean", "least", "25%", "median", "75%", "95%", "most")
-    return Grid(header, rows, f"{unit} a text")
+        shown = tr(name) if name == ALL else name
+        rows.append((shown, f"{own.rows:,}", f"{own.mean:,.1f}", *quantiles))
+    names = (tr("texts"), tr("mean"), tr("least"), "25%", tr("median"), "75%", "95%", tr("most"))
+    return Grid((unit, *names), rows, unit)
 
 
 def _extremes(facts: Facts) -> Grid:
     rows = [
         (kind, f"{item.words:,}", item.where, one_line(item.text))
-        for kind, items in (("longest", facts.longest), ("shortest", facts.shortest))
+        for kind, items in ((tr("longest"), facts.longest), (tr("shortest"), facts.shortest))
         for item in items
     ]
-    header = ("", "words", "where", "text")
-    return Grid(header, rows, "longest and shortest texts", numbers=(1,))
+    header = ("", tr("words"), tr("where"), tr("text"))
+    return Grid(header, rows, tr("longest and shortest texts"), numbers=(1,))
 
 
 def _problems(facts: Facts) -> Grid:
-    """Tabulate empty and repeated texts, and labels that are spelled in several ways."""
+    """Tabulate what is missing or repeated, and labels that are spelled in several ways."""
     repeats = facts.repeats
     share = repeats.conflicts / max(repeats.groups, 1)
+    places = map(one_line, facts.unreadable_places[:1])
+    unreadable = (tr("lines that are no rows"), f"{facts.unreadable:,}", "".join(places))
+    places = map(one_line, facts.unlabelled_places)
+    unlabelled = (tr("rows without a label"), f"{facts.unlabelled:,}", "; ".join(places))
     rows = [
-        ("rows without text", f"{facts.empty:,}", "; ".join(facts.empty_places)),
-        ("rows that repeat an earlier text", f"{repeats.rows:,}", "; ".join(repeats.examples)),
-        ("texts that occur more than once", f"{repeats.groups:,}", ""),
-        ("  with different labels", f"{repeats.conflicts:,}", f"{share:.1%} of these texts"),
+        *([unreadable] if facts.unreadable else []),
+        (tr("rows without text"), f"{facts.empty:,}", "; ".join(facts.empty_places)),
+        *([unlabelled] if facts.label is not None else []),
+        (tr("rows that repeat an earlier text"), f"{repeats.rows:,}", "; ".join(repeats.examples)),
+        (tr("texts that occur more than once"), f"{repeats.groups:,}", ""),
+        (
+            tr("  with different labels"),
+            f"{repeats.conflicts:,}",
+            tr(f"{share:.1%} of these texts"),
+        ),
     ]
-    rows += [("labels", "", one_line(remark)) for remark in facts.label_remarks]
-    return Grid(("what to look at", "", "where"), rows, numbers=(1,))
+    rows += [(tr("labels"), "", one_line(tr(remark))) for remark in facts.label_remarks]
+    return Grid((tr("what to look at"), "", tr("where")), rows, numbers=(1,))
 
 
 def _unknown_tokens(facts: Facts) -> Grid:
@@ -166,8 +191,9 @@ def _unknown_tokens(facts: Facts) -> Grid:
     for piece, place in facts.unknown_places.items():
         codes = " ".join(f"U+{ord(character):04X}" for character in piece[:4])
         rows.append((one_line(piece), codes, f"{unknown.pieces[piece]:,}", place))
-    caption = f"[UNK]: {unknown.lost:,} of {unknown.tokens:,} tokens ({share:.3%})"
-    return Grid(("becomes [UNK]", "code", "times", "first in"), rows, caption, numbers=(2,))
+    caption = tr(f"[UNK]: {unknown.lost:,} of {unknown.tokens:,} tokens ({share:.3%})")
+    header = (tr("becomes [UNK]"), tr("code point"), tr("times"), tr("first in"))
+    return Grid(header, rows, caption, numbers=(2,))
 
 
 def _leaks(leaks: Sequence[Leak]) -> Grid:
@@ -177,5 +203,6 @@ def _leaks(leaks: Sequence[Leak]) -> Grid:
         near = "-" if leak.near is None else f"{leak.near:,}"
         counts = (f"{leak.rows:,}", f"{leak.conflicts:,}", near)
         rows.append((leak.target, leak.source, *counts, "; ".join(leak.examples)))
-    header = ("rows of", "also in", "same text", "other label", "nearly the same", "where")
-    return Grid(header, rows, "texts that files share", numbers=(2, 3, 4))
+    names = (tr("same text"), tr("other label"), tr("nearly the same"), tr("where"))
+    header = (tr("rows of"), tr("also in"), *names)
+    return Grid(header, rows, tr("texts that files share"), numbers=(2, 3, 4))

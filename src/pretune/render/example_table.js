@@ -21,7 +21,7 @@
     state.page = 0;
     draw();
   };
-  const cell = value => value === null ? "" : value === true ? "yes" : value === false ? "no" :
+  const cell = value => value === null ? "" : value === true ? data.words.yes : value === false ? data.words.no :
     typeof value === "number" && !Number.isInteger(value) ? value.toFixed(4) : String(value);
   const draw = () => {
     body.replaceChildren(...shown.slice(state.page * data.size, (state.page + 1) * data.size)
@@ -38,8 +38,8 @@
         return line;
       }));
     const pages = Math.max(1, Math.ceil(shown.length / data.size));
-    get("count").textContent = `${shown.length.toLocaleString("en")} examples, ` +
-      `page ${state.page + 1} of ${pages}`;
+    const numbers = [shown.length, state.page + 1, pages].map(n => n.toLocaleString("en"));
+    get("count").textContent = data.words.count.replace(/\{(\d)\}/g, (_, n) => numbers[n]);
     get("back").disabled = state.page === 0;
     get("on").disabled = state.page + 1 >= pages;
     document.querySelectorAll("#head th").forEach((head, i) => head.setAttribute("aria-sort",

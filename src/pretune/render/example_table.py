@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
@@ -14,6 +15,8 @@ from pretune.evaluation.examine import Examined
 from pretune.render.escaping import for_html, shortened
 from pretune.render.grid import SHORT
 from pretune.render.page import PagePart
+from pretune.tasks.grading import Mistake
+from pretune.text.spoken_language import labelled, tr
 
 #: Characters of all texts in a page, which a browser has to read at once. Each text gets an equal
 #: share of them, but at most and at least so many.
@@ -21,6 +24,11 @@ ALL_TEXT, LONGEST_TEXT, SHORTEST_TEXT = 20_000_000, 2000, 200
 #: Rows of the table that are shown at a time.
 PAGE_ROWS = 50
 
+#: The columns that are not of the data.
+OWN_COLUMNS = (
+    *("line", "row", "loss", "perplexity", "tokens"),
+    *("truth", "answer", "confidence", "right", "mistakes"),
+)
 #: Sorts and filters the table. All text from the data is set as text, never as HTML.
 SCRIPT = "\n" + files("pretune.render").joinpath("example_table.js").read_text(encoding="utf-8")
 
@@ -35,7 +43,7 @@ class ExampleTable(PagePart):
     def html(self) -> str:
         header, rows = example_rows(self.examined)
         # The last entry of each row is no column: the kinds of mistakes, to filter by.
-        kinds = [sorted({m.kind for m in e.grade.mistakes}) for e in self.examined.examples]
+        kinds = [sorted({tr(m.kind) for m in e.grade.mistakes}) for e in self.examined.examples]
         values = {
             "rows": [[*row, own] for row, own in zip(rows, kinds, strict=True)],
             "short": SHORT,
@@ -43,6 +51,11 @@ class ExampleTable(PagePart):
             "down": "loss" in header,
             "right": header.index("right") if "right" in header else -1,
             "size": PAGE_ROWS,
+            "words": {
+                "yes": tr("yes"),
+                "no": tr("no"),
+                "count": tr("{0} examples, page {1} of {2}"),
+            },
         }
         data = json.dumps(
             values, ensure_ascii=False, allow_nan=False, separators=(",", ":"), check_circular=False
@@ -51,21 +64,39 @@ class ExampleTable(PagePart):
         data = data.encode("utf-8", "replace").decode("utf-8")
         data = data.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
         # The script finds its parts by their ids, and fills the empty table.
+        names = _shown_columns(header, self.examined)
         buttons = "".join(
             f'<th scope="col"><button type="button">{for_html(name)}</button></th>'
-            for name in header
+            for name in names
         )
         return (
-            '<p class="tools"><label>contains <input id="filter" type="search"></label> '
-            '<label><input id="wrong" type="checkbox"> only mistakes</label> '
-            '<label>of the kind <select id="kind"><option value="">any</option></select></label> '
-            '<span><button id="back" type="button">back</button> '
-            '<button id="on" type="button">on</button> <span id="count"></span></span></p>\n'
+            f'<p class="tools"><label>{tr("Search")} <input id="filter" type="search"></label> '
+            f'<label><input id="wrong" type="checkbox"> {tr("Mistakes only")}</label> '
+            f'<label>{tr("Kind of mistake")} <select id="kind">'
+            f'<option value="">{tr("all")}</option></select></label> '
+            f'<span><button id="back" type="button">{tr("Previous")}</button> '
+            f'<button id="on" type="button">{tr("Next")}</button> '
+            '<span id="count"></span></span></p>\n'
             f'<div class="table"><table><thead><tr id="head">{buttons}</tr></thead>'
             '<tbody id="rows"></tbody></table></div>\n'
-            "<noscript><p>The table needs JavaScript, which is in this file.</p></noscript>\n"
+            f"<noscript><p>{tr('This table needs JavaScript; its script is part of this file.')}"
+            "</p></noscript>\n"
             f'<script type="application/json" id="examples">{data}</script>'
         )
+
+
+def mistake_text(mistake: Mistake) -> str:
+    """A mistake in the language that is spoken; a detail that is a label stays as it is."""
+    kind, detail = tr(mistake.kind), mistake.detail
+    if not detail:
+        return kind
+    return labelled(kind, tr(detail) if " " in detail else detail)
+
+
+def _shown_columns(header: Sequence[str], examined: Examined) -> list[str]:
+    """The names of the columns in the language of the page; those of the data stay."""
+    of_data = {name for number in range(len(examined.examples)) for name in examined.text(number)}
+    return [tr(name) if name in OWN_COLUMNS and name not in of_data else name for name in header]
 
 
 def example_rows(examined: Examined) -> tuple[list[str], list[list[Any]]]:
@@ -87,7 +118,7 @@ def example_rows(examined: Examined) -> tuple[list[str], list[list[Any]]]:
     for name in ("truth", "answer", "confidence", "right", "mistakes"):
         values = [getattr(example.grade, name) for example in examples]
         if name == "mistakes":
-            values = ["; ".join(map(str, value)) for value in values]
+            values = ["; ".join(map(mistake_text, value)) for value in values]
         if name == "confidence":
             values = [None if value is None else _finite(value, 4) for value in values]
         if any(value not in ("", None) for value in values) and (several or name != "mistakes"):

@@ -37,6 +37,7 @@ class Grid:
     numbers: Sequence[int] | None = None  # columns aligned right, from 0; None: all but the first
     footer: Sequence[Sequence[object]] = ()
     ruled: bool = False  # whether the terminal draws a line between rows
+    whole: Sequence[int] = ()  # columns, from 0, that the terminal never breaks over lines
 
     @property
     def _right(self) -> Sequence[int]:
@@ -53,12 +54,12 @@ class Grid:
             right = column in self._right
             longest = max((len(str(row[column])) for row in self._all_rows), default=0)
             # A number is never broken; a long text is, where the column ends.
-            whole = right and longest <= SHORT
+            number = right and longest <= SHORT
             table.add_column(
                 _text(name),
                 justify="right" if right else "left",
-                overflow="ellipsis" if whole else "fold",
-                no_wrap=whole,
+                overflow="ellipsis" if number else "fold",
+                no_wrap=number or column in self.whole,
             )
         for row in self.rows:
             table.add_row(*map(_text, row))

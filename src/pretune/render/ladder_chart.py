@@ -11,7 +11,14 @@ from pathlib import Path
 from pretune.checkpoints.atomic_io import atomic_text
 from pretune.errors import not_writable
 from pretune.experiments.ladder import Ladder, RungResult
-from pretune.render.charts import COLOURS, can_draw, font_families, new_figure, write_png
+from pretune.render.charts import (
+    COLOURS,
+    can_draw,
+    font_families,
+    new_figure,
+    write_png,
+    write_words,
+)
 from pretune.render.escaping import one_line
 
 #: Columns of the CSV file: all that is known of a rung but its folder.
@@ -58,7 +65,7 @@ def draw_ladder(ladder: Ladder, path: Path) -> None:
         axes.annotate(
             note, (rung.bits_per_character, place), (4, 0), textcoords="offset points", va="center"
         )
-    axes.set_xlabel("bits per character on text that was held back (less is better)")
+    write_words(axes.xaxis.label, "bits per character on text that was held back (less is better)")
     # A file name may hold characters that no font here has, and "$", which is no formula.
     name = one_line(Path(ladder.corpus).name)
     shown = f"{name}, " if can_draw(name) else ""

@@ -13,6 +13,7 @@ from typing_extensions import override
 
 from pretune.render.escaping import for_html
 from pretune.render.svg import figure_svg
+from pretune.text.spoken_language import CHINESE, language
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -38,10 +39,12 @@ class Paragraph(PagePart):
 
     text: str
     tag: str = "p"
+    kind: str = ""  # its class in `page.css`
 
     @override
     def html(self) -> str:
-        return f"<{self.tag}>{for_html(self.text)}</{self.tag}>"
+        kind = f' class="{self.kind}"' if self.kind else ""
+        return f"<{self.tag}{kind}>{for_html(self.text)}</{self.tag}>"
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,22 @@ class Picture(PagePart):
         caption = f"<figcaption>{for_html(self.caption)}</figcaption>" if self.caption else ""
         source = f"data:image/svg+xml;base64,{data}"
         return f'<figure><img src="{source}" alt="{for_html(self.alt)}">{caption}</figure>'
+
+
+@dataclass(frozen=True)
+class Drawing(PagePart):
+    """An SVG within the page, whose texts can be searched and copied.
+
+    Only what `figure_svg` made: its texts are escaped, and the policy of the page runs no script.
+    """
+
+    svg: str
+    alt: str
+
+    @override
+    def html(self) -> str:
+        told = f'role="img" aria-label="{for_html(self.alt)}"'
+        return f'<figure class="drawing" {told}>{self.svg}</figure>'
 
 
 @dataclass(frozen=True)
@@ -82,10 +101,16 @@ class PageSection:
     parts: Sequence[PagePart]
 
 
-def page(title: str, sections: Sequence[PageSection], script: str = "") -> str:
+def page(
+    title: str, sections: Sequence[PageSection], script: str = "", lead: Sequence[PagePart] = ()
+) -> str:
     """Build a whole HTML page that is safe to open whatever text its sections hold.
 
-    Only `script` may run in the browser; it must not contain text from data.
+    Args:
+        title: of the page.
+        sections: the page, each linked from its top.
+        script: all that may run in the browser; it must not contain text from data.
+        lead: what stands under the title, before the links.
     """
     # The policy names our script by its digest, so that no other can run.
     policy, ending = _POLICY, ""
@@ -102,10 +127,12 @@ def page(title: str, sections: Sequence[PageSection], script: str = "") -> str:
         + "\n</section>"
         for i, section in enumerate(sections)
     )
+    opening = "".join(f"{part.html()}\n" for part in lead)
+    spoken = "zh-CN" if language() == CHINESE else "en"
     return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<!DOCTYPE html>\n<html lang="{spoken}">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{for_html(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
-        f"<h1>{for_html(title)}</h1>\n{contents}{body}\n{ending}</body>\n</html>\n"
+        f"<h1>{for_html(title)}</h1>\n{opening}{contents}{body}\n{ending}</body>\n</html>\n"
     )

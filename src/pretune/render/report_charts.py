@@ -9,7 +9,14 @@ import numpy as np
 
 from pretune.evaluation.calibration import Reliability
 from pretune.experiments.history import MetricHistory
-from pretune.render.charts import COLOURS, chart_labels, cut_label, label_ticks, new_figure
+from pretune.render.charts import (
+    COLOURS,
+    chart_labels,
+    cut_label,
+    label_ticks,
+    new_figure,
+    write_words,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -46,10 +53,12 @@ def history_chart(history: MetricHistory) -> Figure:
         axes.set_visible(False)
     # What the colours mean is told once, where it covers no curve.
     kinds = [_key(color=colour) for colour in COLOURS[: len(history.curves)]]
-    figure.legend(
+    legend = figure.legend(
         kinds, list(history.curves), loc="outside upper left", ncols=2, fontsize=8, frameon=False
     )
-    figure.supxlabel("updates", fontsize=8)
+    for text, name in zip(legend.get_texts(), history.curves, strict=True):
+        write_words(text, "validation" if name == "validation" else "training")
+    write_words(figure.supxlabel("", fontsize=8), "updates")
     return figure
 
 
@@ -103,15 +112,18 @@ def frontier_chart(history: MetricHistory, metrics: Sequence[str]) -> Figure:
         axes.plot(far, gained, color=_GUIDE_COLOUR, linewidth=0.8, zorder=1)
         points = axes.scatter(far, gained, c=steps, s=18, cmap="viridis_r", zorder=2)
         # The ends have names: between them the colour tells the way.
-        ends = {0: "before training" if steps[0] == 0 else f"{steps[0]:.0f}"}
-        ends[len(steps) - 1] = f"{steps[-1]:.0f}"
+        ends = {0: f"{steps[0]:.0f}", len(steps) - 1: f"{steps[-1]:.0f}"}
         for place, name in ends.items():
             at, offset = (far[place], gained[place]), (4, 4)
-            axes.annotate(name, at, offset, textcoords="offset points", fontsize=7)
-        axes.set(xlabel="KL to the reference (nats a reply)", ylabel=metric.replace("_", " "))
+            mark = axes.annotate(name, at, offset, textcoords="offset points", fontsize=7)
+            if steps[place] == 0:
+                write_words(mark, "before training")
+        axes.set_ylabel(metric.replace("_", " "))
+        write_words(axes.xaxis.label, "KL divergence from the reference (nats per reply)")
         axes.grid(alpha=0.3)
         axes.margins(x=0.12, y=0.1)
-    figure.colorbar(points, ax=panels.tolist(), label="updates")
+    bar = figure.colorbar(points, ax=panels.tolist())
+    write_words(bar.ax.yaxis.label, "updates")
     return figure
 
 
@@ -137,8 +149,8 @@ def confusion_chart(labels: Sequence[str], matrix: Sequence[Sequence[int]]) -> F
     label_ticks(axes.xaxis, labels, shown, fontsize=size, **turned)
     label_ticks(axes.yaxis, labels, shown, fontsize=size)
     axes.tick_params(length=0)
-    axes.set_xlabel("the model's answer")
-    axes.set_ylabel("the truth")
+    write_words(axes.xaxis.label, "predicted label")
+    write_words(axes.yaxis.label, "true label")
     if numbered:
         for (i, j), share in np.ndenumerate(shares):
             text = f"{share:.0%}\n{counts[i, j]:,.0f}"
@@ -151,16 +163,22 @@ def reliability_chart(series: Mapping[str, Reliability]) -> Figure:
     """Draw confidence against accuracy, and below how many decisions have each confidence."""
     figure = new_figure(4.6, 5.0)
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
-    above.plot([0, 1], [0, 1], color=_GUIDE_COLOUR, linestyle="--", label="as sure as right")
+    above.plot([0, 1], [0, 1], color=_GUIDE_COLOUR, linestyle="--", label="perfect calibration")
     for colour, (name, bins) in zip(COLOURS, series.items(), strict=False):
         # An empty bin has neither confidence nor accuracy.
         filled = bins.counts > 0
         points = bins.confidence[filled], bins.accuracy[filled]
         above.plot(*points, color=colour, marker="o", label=f"{name}: ECE {bins.ece:.3f}")
         below.stairs(bins.counts, np.linspace(0, 1, len(bins.counts) + 1), color=colour)
-    above.set(xlim=(0, 1), ylim=(0, 1.02), ylabel="share that is right")
-    above.legend(fontsize=8, frameon=False, loc="upper left")
-    below.set(xlabel="confidence", ylabel="how many")
+    above.set(xlim=(0, 1), ylim=(0, 1.02))
+    for text in above.legend(fontsize=8, frameon=False, loc="upper left").get_texts():
+        write_words(text, text.get_text())
+    for label, words in (
+        (above.yaxis.label, "accuracy"),
+        (below.xaxis.label, "confidence"),
+        (below.yaxis.label, "count"),
+    ):
+        write_words(label, words)
     for axes in (above, below):
         axes.grid(alpha=0.3)
     return figure
@@ -173,6 +191,7 @@ def scatter_chart(truth: Sequence[float], predicted: Sequence[float]) -> Figure:
     low, high = min(*truth, *predicted), max(*truth, *predicted)
     axes.plot([low, high], [low, high], color=_GUIDE_COLOUR, linestyle="--")
     axes.scatter(truth, predicted, s=8, alpha=0.4, color=COLOURS[0], linewidths=0)
-    axes.set(xlabel="the truth", ylabel="the model's answer")
+    write_words(axes.xaxis.label, "true score")
+    write_words(axes.yaxis.label, "predicted score")
     axes.grid(alpha=0.3)
     return figure

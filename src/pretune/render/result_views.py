@@ -13,13 +13,18 @@ from pretune.render.escaping import one_line, shortened
 from pretune.render.grid import Grid, Styled
 from pretune.tasks.added_metrics import lower_is_better
 from pretune.tasks.base import Prediction
+from pretune.tasks.classification.counts import shown_figure
 from pretune.tasks.labels import listed_label
+from pretune.text.spoken_language import tr
 from pretune.text.terminal import for_terminal, in_line
 
 if TYPE_CHECKING:  # to show one prediction, nothing of training and evaluation is imported
     from pretune.evaluation.compare import Compared, Difference, Interval
     from pretune.evaluation.few_shot.result import Cell, FewShotResult
-    from pretune.training.run_result import RunResult, SeedsResult
+    from pretune.evaluation.label_errors import LabelErrors
+    from pretune.evaluation.ranking import RankedTexts
+    from pretune.experiments.out_of_fold import OutOfFold
+    from pretune.training.run_result import RunResult, SeveralRuns
     from pretune.training.sample_sheet import SheetReply, SheetRow
     from pretune.training.validation import Evaluation
 
@@ -37,55 +42,85 @@ _SHEET_ROWS = 3
 
 def run_view(result: RunResult) -> RenderableType:
     """Lay out the outcome of one training."""
-    title = "result"
-    if result.metrics:
-        when = f"after {result.best_step} updates" if result.best_step else "before training"
-        title = f"best model on the validation data ({when})"
+    return run_grid(result).terminal()
+
+
+def run_grid(result: RunResult) -> Grid:
+    """Tabulate the outcome of one training."""
+    title = tr("result")
+    if result.metrics and result.best_step:
+        title = tr(f"best model on the validation data (after {result.best_step} updates)")
+    elif result.metrics:
+        title = tr("best model on the validation data (before training)")
     stopped = []
     if (end := result.stopped_on) is not None:
-        stopped = [("stopped on", f"{end['figure']} {end['value']:.4g}, {end['limit']}")]
+        stopped = [(tr("stopped on"), f"{end['figure']} {end['value']:.4g}, {end['limit']}")]
     rows = [
-        *((name, f"{value:.4f}") for name, value in result.metrics.items()),
-        ("updates", f"{result.steps:,}"),
-        ("training time", f"{result.seconds:.1f} s"),
-        ("examples per second", f"{result.examples_per_second:.1f}"),
-        ("peak memory", f"{result.peak_memory_mb:,.0f} MiB"),
-        ("folder", result.folder),
+        *_figures(result),
+        (tr("updates"), f"{result.steps:,}"),
+        (tr("training time"), f"{result.seconds:.1f} s"),
+        (tr("examples per second"), f"{result.examples_per_second:.1f}"),
+        (tr("peak memory"), f"{result.peak_memory_mb:,.0f} MiB"),
+        (tr("folder"), result.folder),
         *stopped,
-        *(("warning", text) for text in result.warnings),
+        *((tr("warning"), tr(text)) for text in result.warnings),
+        *_left_out(result.data),
     ]
-    return Grid(("", "value"), rows, title).terminal()
+    return Grid(("", tr("value")), rows, title)
 
 
-def seeds_view(result: SeedsResult) -> RenderableType:
+def _left_out(data: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return how many records of each part of the data could not be used."""
+    return [
+        (tr(f"left out of {part}"), tr(f"{own['left_out']:,} records"))
+        for part, own in data.items()
+        if own.get("left_out")
+    ]
+
+
+def _figures(result: RunResult | Evaluation) -> list[tuple[str, str]]:
+    """Return the names of figures for people, and their values."""
+    metrics, details = result.metrics, result.details
+    return [(shown_figure(name, details), f"{value:.4f}") for name, value in metrics.items()]
+
+
+def several_view(result: SeveralRuns) -> RenderableType:
     """Lay out each run, then mean ± standard deviation; failed runs are marked and explained."""
-    from pretune.experiments.seeds import degenerate_seeds
+    from pretune.experiments.failed_runs import degenerate_runs
 
     names = list(result.runs[0].metrics)
-    failed = degenerate_seeds(result)
+    failed = degenerate_runs(result)
     rows: list[list[object]] = []
     # A run that failed is red, as its metrics would mislead.
-    for run in result.runs:
+    for number, run in zip(result.numbers, result.runs, strict=True):
         cells = [*(f"{run.metrics[name]:.4f}" for name in names), f"{run.seconds:.1f}"]
-        if run.seed in failed:
-            rows.append([Styled(cell, "red") for cell in (f"{run.seed} !", *cells)])
+        if number in failed:
+            rows.append([Styled(cell, "red") for cell in (f"{number} !", *cells)])
         else:
-            rows.append([f"{run.seed}", *cells])
+            rows.append([f"{number}", *cells])
     means, deviations = zip(*result.summary().values(), strict=True) if names else ((), ())
     seconds = sum(run.seconds for run in result.runs) / len(result.runs)
     footer = [
-        ("mean", *(f"{mean:.4f}" for mean in means), f"{seconds:.1f}"),
+        (tr("mean"), *(f"{mean:.4f}" for mean in means), f"{seconds:.1f}"),
         ("± sd", *(f"{deviation:.4f}" for deviation in deviations), ""),
     ]
-    grid = Grid(("seed", *names, "seconds"), rows, f"{len(result.runs)} seeds", footer=footer)
-    return Group(grid.terminal(), *_failed_seeds(failed, len(result.runs)))
+    count, folds = len(result.runs), result.kind == "fold"
+    shown = [shown_figure(name, result.runs[0].details) for name in names]
+    header = (tr("fold") if folds else tr("seed"), *shown, tr("seconds"))
+    title = tr(f"{count} folds") if folds else tr(f"{count} seeds")
+    grid = Grid(header, rows, title, footer=footer)
+    return Group(grid.terminal(), *_failed_runs(failed, count, folds=folds))
 
 
-def _failed_seeds(failed: Mapping[int, str], count: int) -> list[Text]:
+def _failed_runs(failed: Mapping[int, str], count: int, *, folds: bool) -> list[Text]:
     if not failed:
         return []
-    lines = [Text(in_line(f"! seed {seed}: {why}"), "red") for seed, why in failed.items()]
-    advice = (
+    told = [
+        tr(f"! fold {number}: {why}") if folds else tr(f"! seed {number}: {why}")
+        for number, why in failed.items()
+    ]
+    lines = [Text(in_line(text), "red") for text in told]
+    advice = tr(
         f"{len(failed)} of {count} runs went wrong, so mean and sd say little. Fine-tuning on "
         "little data fails under some seeds; a lower train.learning_rate, a longer "
         "train.warmup and more train.epochs make that rarer."
@@ -93,28 +128,82 @@ def _failed_seeds(failed: Mapping[int, str], count: int) -> list[Text]:
     return [*lines, Text(advice)]
 
 
+def out_of_fold_view(answers: OutOfFold) -> RenderableType:
+    """Lay out the figures of all out-of-fold answers together, and how many labels look wrong."""
+    rows = [(name, f"{value:.4f}") for name, value in answers.figures().items()]
+    lines = [Text(label_summary(answers.errors))] if answers.errors is not None else []
+    if not rows:
+        return Group(*lines)
+    count = len(answers.answers)
+    title = tr(f"{count:,} out-of-fold answers")
+    return Group(Grid(("", tr("value")), rows, title).terminal(), *lines)
+
+
+def label_summary(errors: LabelErrors) -> str:
+    """Tell in a sentence how many labels may be wrong."""
+    suspects, count = len(errors.suspects), len(errors.given)
+    return tr(
+        f"labels: {suspects:,} of {count:,} look wrong; an estimated {errors.wrong_share:.1%} of "
+        "all are (confident learning, Northcutt et al. 2021)"
+    )
+
+
+def ranked_view(ranked: RankedTexts, rows: Sequence[Mapping[str, Any]]) -> RenderableType:
+    """Lay out the texts to label first, each with the model's answer and its uncertainty."""
+    shown, lines = ranked.order[: len(rows)], ranked.records.lines
+    numbers = ranked.records.numbers or range(1, len(ranked.records) + 1)
+    cells = []
+    for number in shown:
+        record = ranked.records.rows[number]
+        best = ranked.answers[number].ranked()[0]
+        texts = (as_text(record.get(name)) or "" for name in ranked.inputs)
+        cells.append(
+            (
+                str((numbers if lines is None else lines)[number]),
+                f"{ranked.uncertainty[number]:.3f}",
+                f"{best[0]} ({best[1]:.0%})",
+                shortened(" | ".join(texts), _EXAMPLE_LENGTH),
+            )
+        )
+    place = tr("row") if lines is None else tr("line")
+    header = (place, tr("uncertainty"), tr("answer"), tr("text"))
+    title = tr(f"the first {len(cells):,} of {len(ranked.order):,} to label")
+    return Grid(header, cells, title, numbers=(0, 1)).terminal()
+
+
 def evaluation_view(result: Evaluation) -> RenderableType:
     """Lay out all metrics of an evaluation, or the metrics of each class where there are any."""
+    signatures = result.details.get("signatures", {})
+    lines = [Text(f"{name}: {text}", "dim") for name, text in signatures.items()]
+    return Group(evaluation_grid(result).terminal(), *lines)
+
+
+def evaluation_grid(result: Evaluation) -> Grid:
+    """Tabulate the metrics of an evaluation: of each class where there are any, else all."""
     count = result.details.get("examples", result.count)
-    title = f"{count:,} examples in {result.seconds:.1f} s"
+    title = tr(f"{count:,} examples in {result.seconds:.1f} s")
     classes: Mapping[str, Mapping[str, float]] = result.details.get("per_class", {})
     # Without classes, the metrics are the table; with them, they stand in its title.
     if not classes:
-        rows = [(name, f"{value:.4f}") for name, value in result.metrics.items()]
-        signatures = result.details.get("signatures", {})
-        lines = [Text(f"{name}: {text}", "dim") for name, text in signatures.items()]
-        return Group(Grid(("", "value"), rows, title).terminal(), *lines)
-    overall = "  ".join(f"{name} {value:.4f}" for name, value in result.metrics.items())
+        return Grid(("", tr("value")), _figures(result), title)
+    overall = "  ".join(f"{name} {value}" for name, value in _figures(result))
     names = ("precision", "recall", "f1")
     class_rows = [
         (label, *(f"{own[name]:.4f}" for name in names), f"{own['support']:.0f}")
         for label, own in classes.items()
     ]
-    return Grid(("label", *names, "support"), class_rows, f"{title}:  {overall}").terminal()
+    header = (tr("label"), *names, "support")
+    return Grid(header, class_rows, f"{title}:  {overall}")
 
 
 def confusion_view(details: Mapping[str, Any]) -> RenderableType | None:
     """Lay out the confusion matrix of an evaluation; None if there is none or it is too wide."""
+    grid = confusion_grid(details)
+    return None if grid is None else grid.terminal()
+
+
+def confusion_grid(details: Mapping[str, Any]) -> Grid | None:
+    """Tabulate the confusion matrix of an evaluation; None if there is none or it is too wide."""
     labels: Sequence[str] = details.get("labels", ())
     if not 1 < len(labels) <= MAX_CONFUSION_CLASSES:
         return None
@@ -122,8 +211,8 @@ def confusion_view(details: Mapping[str, Any]) -> RenderableType | None:
         [label, *(Styled(n or "·", "bold" if i == j else "") for j, n in enumerate(row))]
         for i, (label, row) in enumerate(zip(labels, details["confusion"], strict=True))
     ]
-    title = "rows: the truth; columns: the model's answer"
-    return Grid(("", *labels), rows, title).terminal()
+    title = tr("rows: the truth; columns: the model's answer")
+    return Grid(("", *labels), rows, title)
 
 
 def samples_view(details: Mapping[str, Any]) -> Text | None:
@@ -136,9 +225,9 @@ def samples_view(details: Mapping[str, Any]) -> Text | None:
     sheet = Text()
     for number, sample in enumerate(samples[::step], start=1):
         sheet.append(f"{number}. " + one_line(" / ".join(sample["history"])) + "\n", "bold")
-        sheet.append(f"   model: {one_line(sample['reply'])}\n")
+        sheet.append(f"   {tr('model')}: {one_line(sample['reply'])}\n")
         if "reference" in sample:
-            sheet.append(f"   given: {one_line(sample['reference'])}\n", "dim")
+            sheet.append(f"   {tr('given')}: {one_line(sample['reference'])}\n", "dim")
         for name, value in sample.items():
             if isinstance(value, float):  # what the reply was found to be worth
                 sheet.append(f"   {in_line(name)}: {value:.4g}\n", "dim")
@@ -149,14 +238,19 @@ def sheet_summary(sheet: Sequence[SheetRow]) -> str:
     """Tell in a line what training did to the scores of the replies."""
     from pretune.training.sample_sheet import score_names
 
-    parts = [f"{len(sheet):,} held-out prompts"]
+    parts = [tr(f"{len(sheet):,} held-out prompts")]
     for name in score_names(sheet):
         before, after = ([r.scores[name] for r in own] for own in _replies(sheet))
         means = (sum(values) / len(sheet) for values in (before, after))
         higher = sum(new > old for old, new in zip(before, after, strict=True))
         lower = sum(new < old for old, new in zip(before, after, strict=True))
-        change = " before training, ".join(f"{mean:.4g}" for mean in means)
-        parts.append(f"{name} {change} after it (higher {higher:,} times, lower {lower:,} times)")
+        old_mean, new_mean = (f"{mean:.4g}" for mean in means)
+        parts.append(
+            tr(
+                f"{name} {old_mean} before training, {new_mean} after it "
+                f"(higher {higher:,} times, lower {lower:,} times)"
+            )
+        )
     return "; ".join(parts) + "."
 
 
@@ -171,7 +265,7 @@ def sheet_view(sheet: Sequence[SheetRow]) -> Text | None:
     text = Text(sheet_summary(sheet) + "\n")
     for number, row in enumerate(sheet[:_SHEET_ROWS], start=1):
         text.append(f"{number}. " + _cut(" / ".join(row.history)) + "\n", "bold")
-        for name, reply in (("before", row.before), ("after", row.after)):
+        for name, reply in ((tr("before"), row.before), (tr("after"), row.after)):
             scores = "".join(f"  {in_line(n)} {score:.4g}" for n, score in reply.scores.items())
             text.append(f"   {name + ':':<7} {_cut(reply.reply)}")
             text.append(scores + "\n", "dim")
@@ -193,8 +287,8 @@ def answer_view(inputs: Mapping[str, Any], answer: Prediction, longest: int = 20
     text = Text().append(in_line("  |  ".join(shown)) + "\n", "bold")
     # Which labels are given depends on the threshold of each, which the bars do not show.
     if answer.given is not None:
-        labels = ", ".join(map(listed_label, answer.given)) or "none"
-        text.append(f"  labels: {labels}\n", "bold")
+        labels = ", ".join(map(listed_label, answer.given)) or tr("none")
+        text.append(f"  {tr('labels')}: {labels}\n", "bold")
     ordered = [(in_line(label), score) for label, score in answer.ranked()]
     width = max((len(label) for label, _ in ordered), default=0)
     given = {*map(in_line, answer.given or ())}
@@ -212,13 +306,30 @@ def answer_view(inputs: Mapping[str, Any], answer: Prediction, longest: int = 20
     return text
 
 
+def answer_line(inputs: Mapping[str, Any], answer: Prediction) -> Text | None:
+    """Show a label, or several, and the beginning of the input on one line.
+
+    None for answers of other kinds, which a line does not hold.
+    """
+    told = answer.to_dict()
+    if "label" in told:
+        label, score = in_line(told["label"]), told.get("score")
+    elif answer.given is not None:
+        label, score = ", ".join(map(listed_label, answer.given)) or tr("none"), None
+    else:
+        return None
+    shown = in_line("  |  ".join(as_text(value) or "" for value in inputs.values()))
+    share = "" if score is None else f"  {score:6.1%}"
+    return Text().append(label, "bold").append(f"{share}  {_cut(shown)}")
+
+
 def _plain(value: Any) -> str:
     """Write a value of an answer as people read it."""
     if isinstance(value, float):
         return f"{value:.4f}"
     if isinstance(value, list):
-        return ", ".join(map(str, value)) or "none"
-    return "none" if value is None else str(value)
+        return ", ".join(map(str, value)) or tr("none")
+    return tr("none") if value is None else str(value)
 
 
 def few_shot_view(result: FewShotResult) -> RenderableType:
@@ -236,7 +347,8 @@ def few_shot_view(result: FewShotResult) -> RenderableType:
         shares = [f"{own['shares'].get(name, 0.0):.1%}" for name in answers]
         metrics = (f"{own['accuracy']:.4f}", spread, f"{own['macro_f1']:.4f}")
         rows.append((shots, own["seeds"], *metrics, *shares))
-    header = ("shots", "seeds", "accuracy", "± sd", "macro F1", *(f"% {name}" for name in answers))
+    shares = [f"% {name}" for name in answers]
+    header = (tr("shots"), tr("seeds"), "accuracy", "± sd", "macro F1", *shares)
     # Below the table: what guessing would reach, and what the prompts lost.
     answer, share = result.majority
     return Group(
@@ -245,12 +357,12 @@ def few_shot_view(result: FewShotResult) -> RenderableType:
         Grid(
             header,
             rows,
-            f"{result.count:,} questions, score: {result.score}",
+            tr(f"{result.count:,} questions, score: {result.score}"),
             numbers=range(len(header)),
         ).terminal(),
-        Text(in_line(f"always '{answer}': {share:.4f}")),
+        Text(in_line(tr(f"always '{answer}': {share:.4f}"))),
         *(
-            Text(f"! {shortened_prompts(cell, result.count)}", "red")
+            Text(f"! {tr(shortened_prompts(cell, result.count))}", "red")
             for cell in result.cells
             if cell.shortened
         ),
@@ -273,40 +385,55 @@ def comparison_view(compared: Compared, examples: int) -> RenderableType:
     """Lay out a comparison of models: metrics, differences, and `examples` on which they differ."""
     first, *others = compared.names
     # The metrics of each model by itself, then each other model against the first.
-    intervals = [
-        (metric, *(_interval(own[metric]) for own in compared.figures))
-        for metric in compared.figures[0]
-    ]
-    title = (
-        f"{len(compared.examined[0].examples):,} examples, {compared.level:.0%} intervals of "
-        f"{compared.resamples:,} resamples"
-    )
-    parts = [Grid(("metric", *compared.names), intervals, title).terminal()]
+    intervals, *differences = comparison_grids(compared)
+    parts = [intervals.terminal()]
     if compared.note is not None:
-        parts.append(Text(compared.note))
+        parts.append(Text(tr(compared.note)))
     for number, name in enumerate(others, start=1):
-        parts += [Text(), _differences(compared, number).terminal()]
+        parts += [Text(), differences[number - 1].terminal()]
         better, worse = compared.apart(number)
         if compared.judged:
-            counts = f"only {first} is right: {len(better):,}; only {name} is right: {len(worse):,}"
+            counts = tr(
+                f"only {first} is right: {len(better):,}; only {name} is right: {len(worse):,}"
+            )
             parts.append(Text(in_line(counts)))
         for title, which in ((first, better), (name, worse)):
             if examples and which:
-                title = f"Only {title} is right" if compared.judged else f"{title} predicts best"
+                title = (
+                    tr(f"Only {title} is right")
+                    if compared.judged
+                    else tr(f"{title} predicts best")
+                )
                 grid = _compared_examples(compared, number, title, which[:examples])
                 parts += [Text(), grid.terminal()]
     return Group(*parts)
 
 
+def comparison_grids(compared: Compared) -> list[Grid]:
+    """Tabulate the metrics of all models, then how each differs from the first."""
+    details = compared.examined[0].details
+    intervals = [
+        (shown_figure(metric, details), *(_interval(own[metric]) for own in compared.figures))
+        for metric in compared.figures[0]
+    ]
+    title = tr(
+        f"{len(compared.examined[0].examples):,} examples, {compared.level:.0%} intervals of "
+        f"{compared.resamples:,} resamples"
+    )
+    others = range(1, len(compared.names))
+    first = Grid((tr("metric"), *compared.names), intervals, title)
+    return [first, *(_differences(compared, number) for number in others)]
+
+
 def _differences(compared: Compared, number: int) -> Grid:
-    rows = []
+    rows, details = [], compared.examined[0].details
     for metric, difference in compared.differences[number - 1].items():
         verdict = _verdict(metric, difference, 1 - compared.level)
         style = {"better": "green", "worse": "red"}.get(verdict, "")
-        value = _interval(difference, "+")
-        rows.append((metric, value, f"{difference.p:.4f}", Styled(verdict, style)))
-    title = f"{compared.names[number]} minus {compared.names[0]}"
-    return Grid(("metric", "difference", "p", ""), rows, title, numbers=(1, 2))
+        value, shown = _interval(difference, "+"), shown_figure(metric, details)
+        rows.append((shown, value, f"{difference.p:.4f}", Styled(tr(verdict), style)))
+    title = tr(f"{compared.names[number]} minus {compared.names[0]}")
+    return Grid((tr("metric"), tr("difference"), "p", ""), rows, title, numbers=(1, 2))
 
 
 def _verdict(metric: str, difference: Difference, significance: float) -> str:
@@ -319,7 +446,7 @@ def _verdict(metric: str, difference: Difference, significance: float) -> str:
 
 def _interval(interval: Interval, sign: str = "") -> str:
     low, high = f"{interval.low:{sign}.4f}", f"{interval.high:{sign}.4f}"
-    return f"{interval.value:{sign}.4f}  ({low} to {high})"
+    return f"{interval.value:{sign}.4f}  " + tr(f"({low} to {high})")
 
 
 def _compared_examples(compared: Compared, number: int, title: str, which: list[int]) -> Grid:
@@ -339,6 +466,6 @@ def _compared_examples(compared: Compared, number: int, title: str, which: list[
             answer, loss = model.examples[i].grade.answer, model.examples[i].mean_loss
             row.append(f"{answer} (loss {loss:.2f})" if answer else f"loss {loss:.4f}")
         rows.append(row)
-    truth = ["truth"] if with_truth else []
-    header = (kind, "text", *truth, compared.names[0], compared.names[number])
+    truth = [tr("truth")] if with_truth else []
+    header = (tr(kind), tr("text"), *truth, compared.names[0], compared.names[number])
     return Grid(header, rows, title, numbers=(0,), ruled=True)

@@ -9,8 +9,9 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from pretune.experiments.schedule_plan import SchedulePlan
-from pretune.render.charts import new_figure, write_png
+from pretune.render.charts import new_figure, write_png, write_words
 from pretune.render.grid import Grid
+from pretune.text.spoken_language import tr
 
 #: Size of a chart in the terminal, in characters; points of a curve in a picture.
 WIDTH, HEIGHT, POINTS = 64, 8, 1000
@@ -22,20 +23,25 @@ def schedule_view(plan: SchedulePlan, *, unicode: bool = True) -> Group:
     """Lay out a schedule as a table and charts for a terminal, in ASCII or Unicode."""
     total = plan.schedule.total
     rows = [
-        (point.name, f"{point.update:,}", f"{point.learning_rate:.3e}", f"{point.batch:,}")
+        (
+            ", ".join(map(tr, point.name.split(", "))),
+            f"{point.update:,}",
+            f"{point.learning_rate:.3e}",
+            f"{point.batch:,}",
+        )
         for point in plan.points()
     ]
-    header = ("", "update", "learning rate", f"batch ({plan.unit})")
-    title = f"{plan.schedule.kind} over {total:,} updates"
+    batch = tr(f"batch ({plan.unit})")
+    header = ("", tr("update"), tr("learning rate"), batch)
+    title = tr(f"{plan.schedule.kind} over {total:,} updates")
     parts: list[RenderableType] = [Grid(header, rows, title).terminal()]
     steps = _sampled(total, 2 * WIDTH)
     rates = [plan.rate(step) for step in steps]
-    parts.append(_framed("learning rate", rates, f"{plan.peak:.2e}", total, unicode))
+    parts.append(_framed(tr("learning rate"), rates, f"{plan.peak:.2e}", total, unicode))
     # The batch size is drawn only where it changes.
     if plan.batches.updates:
         sizes = [plan.batches.at(step) for step in steps]
-        title = f"batch ({plan.unit})"
-        parts.append(_framed(title, sizes, f"{plan.batches.whole:,}", total, unicode))
+        parts.append(_framed(batch, sizes, f"{plan.batches.whole:,}", total, unicode))
     return Group(*parts)
 
 
@@ -98,8 +104,8 @@ def draw_schedule(plan: SchedulePlan, path: Path) -> None:
     updates = [step + 1 for step in steps]
     for (axes,), (name, values) in zip(panels, curves, strict=True):
         axes.plot(updates, values)
-        axes.set_ylabel(name)
+        write_words(axes.yaxis.label, name)
         axes.set_ylim(bottom=0)
         axes.grid(alpha=0.3)
-    panels[-1][0].set_xlabel("update")
+    write_words(panels[-1][0].xaxis.label, "update")
     write_png(figure, path, "--png")

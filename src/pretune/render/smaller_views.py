@@ -8,6 +8,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from pretune.render.grid import Grid
+from pretune.text.spoken_language import tr
 from pretune.text.terminal import in_line
 
 if TYPE_CHECKING:
@@ -20,13 +21,13 @@ def pruning_table(result: PruningResult) -> Grid:
     """Lay out a model before and after: its parts, what it takes, and how good it is."""
     before, after = result.before, result.after
     sizes = [
-        ("layers", before.layers, after.layers),
-        ("attention heads", before.heads, after.heads),
-        ("feed-forward neurons a layer", before.neurons, after.neurons),
-        ("tokens", before.tokens, after.tokens),
-        ("parameters", before.parameters, after.parameters),
-        ("MB in memory", before.megabytes, after.megabytes),
-        ("MFLOPs a token", before.flops / 1e6, after.flops / 1e6),
+        (tr("layers"), before.layers, after.layers),
+        (tr("attention heads"), before.heads, after.heads),
+        (tr("feed-forward neurons a layer"), before.neurons, after.neurons),
+        (tr("tokens"), before.tokens, after.tokens),
+        (tr("parameters"), before.parameters, after.parameters),
+        (tr("MB in memory"), before.megabytes, after.megabytes),
+        (tr("MFLOPs a token"), before.flops / 1e6, after.flops / 1e6),
     ]
     rows: list[tuple[object, ...]] = [
         (name, _number(old), _number(new), f"{100 * new / old:.1f} %") for name, old, new in sizes
@@ -38,11 +39,10 @@ def pruning_table(result: PruningResult) -> Grid:
     ]
     held = result.held_back
     if held is not None and held.words:
-        rows.append(
-            (f"of {held.words:,} words held back, cut otherwise", "", f"{held.changed:.2%}", "")
-        )
-        rows.append(("... and unknown", "", f"{held.unknown:.2%}", ""))
-    return Grid(("", "before", "after", ""), rows, "pruned")
+        cut = tr(f"of {held.words:,} words held back, cut otherwise")
+        rows.append((cut, "", f"{held.changed:.2%}", ""))
+        rows.append((tr("... and unknown"), "", f"{held.unknown:.2%}", ""))
+    return Grid(("", tr("before"), tr("after"), ""), rows, tr("pruned"))
 
 
 def _number(value: float) -> str:
@@ -51,18 +51,24 @@ def _number(value: float) -> str:
 
 def gate_view(result: GateResult) -> RenderableType:
     """Lay out the settings from safest to fastest beside float32, and which was taken."""
-    metric = result.metric or "metric"
-    header = ("in 8 bits", "MB", "seconds", metric, "change", "agree", "")
+    metric = result.metric or tr("metric")
+    header = (tr("in 8 bits"), "MB", tr("seconds"), metric, tr("change"), tr("agree"), "")
     before = "" if result.value is None else f"{result.value:.4f}"
     rows: list[tuple[object, ...]] = [
-        ("nothing (float32)", f"{result.megabytes:.1f}", f"{result.seconds:.1f}", before, *[""] * 3)
+        (
+            tr("nothing (float32)"),
+            f"{result.megabytes:.1f}",
+            f"{result.seconds:.1f}",
+            before,
+            *[""] * 3,
+        )
     ]
     below = []
     for own in result.tried:
         span = own.interval
-        verdict = "refused" if own.reasons else "passes"
+        verdict = tr("refused") if own.reasons else tr("passes")
         if own is result.chosen:
-            verdict = "forced" if result.forced else "taken"
+            verdict = tr("forced") if result.forced else tr("taken")
         rows.append(
             (
                 own.name,
@@ -76,18 +82,19 @@ def gate_view(result: GateResult) -> RenderableType:
         )
         # What is too long for a column: how sure the change is, and why a setting is refused.
         if span is not None and own.p is not None:
-            between = f"{span.low:+.4f} to {span.high:+.4f}"
-            below.append(f"{own.name}: 95 % interval of the change {between}, p {own.p:.3f}")
+            low, high = f"{span.low:+.4f}", f"{span.high:+.4f}"
+            interval = tr(f"95 % interval of the change {low} to {high}, p {own.p:.3f}")
+            below.append(f"{own.name}: {interval}")
         if own.reasons:
-            below.append(f"{own.name}: {'; '.join(own.reasons)}")
-    caption = f"{result.examples:,} examples, {result.instructions}"
+            below.append(f"{own.name}: {'; '.join(map(tr, own.reasons))}")
+    caption = tr(f"{result.examples:,} examples, {result.instructions}")
     table = Grid(header, rows, caption, numbers=range(1, 6)).terminal()
     return Group(table, *(Text(in_line(line)) for line in below))
 
 
 def export_view(result: EngineExport) -> RenderableType:
     """Lay out the files of an export, and how far their outputs are from the model's own."""
-    title = f"compared with the model on {result.difference.texts} random texts"
+    title = tr(f"compared with the model on {result.difference.texts} random texts")
     if (opset := getattr(result, "opset", None)) is not None:
         title = f"opset {opset}; {title}"
     rows = []
@@ -97,5 +104,5 @@ def export_view(result: EngineExport) -> RenderableType:
         own = small or result.difference
         form = "float32" if small is None else "int8"
         rows.append((name, f"{size / 1e6:.1f}", form, f"{own.largest:.1e}", f"{own.cosine:.4f}"))
-    header = ("file", "MB", "form", "largest difference", "smallest cosine")
+    header = (tr("file"), "MB", tr("form"), tr("largest difference"), tr("smallest cosine"))
     return Grid(header, rows, title, numbers=(1, 3, 4)).terminal()

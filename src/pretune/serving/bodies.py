@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any, ClassVar, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pretune.errors import describe_value
 from pretune.serving.jobs import Ability, Served
@@ -37,6 +37,9 @@ class Body(BaseModel):
 
 
 B = TypeVar("B", bound=Body)
+Item = TypeVar("Item")
+#: A list in a body, of which only the first wrong item is told: each would be an error in memory.
+Many = Annotated[list[Item], Field(fail_fast=True)]
 
 
 def checked(

@@ -9,13 +9,19 @@ from __future__ import annotations
 import asyncio
 import json
 from typing import Any
+from urllib.parse import unquote
 
 import h11
 from typing_extensions import override
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from pretune.serving.options import ServeOptions
+from pretune.serving.plain_http import Headers, PlainCycle, read_head
+from pretune.serving.refusal import option_of
 
+#: The extension of ASGI by which a request says whom to tell when its client hangs up.
+HANG_UP = "pretune.hang_up"
 #: Seconds for the last bytes of an answer after which nothing more comes.
 _LINGER = 10.0
 
@@ -35,9 +41,12 @@ class BoundedHttp(H11Protocol):
         self._head_timer: asyncio.TimerHandle | None = None
         self._write_timer: asyncio.TimerHandle | None = None
         self._has_asked = False
+        # Of a plain request: bytes of its body that are still to come, and what came after them.
+        self._missing, self._rest = 0, b""
         if len(self.connections) > self.options.max_connections:
             limit = self.options.max_connections
             message = f"There are {limit:,} connections already, which is the limit."
+            message += " " + option_of("max_connections")
             self._refuse(503, "Service Unavailable", "over_limit", message, "Retry-After: 5\r\n")
         else:
             self._await_head()
@@ -48,12 +57,17 @@ class BoundedHttp(H11Protocol):
             if timer is not None:
                 timer.cancel()
         super().connection_lost(exc)
+        if isinstance(self.cycle, PlainCycle) and not self.cycle.response_complete:
+            self.cycle.tell_hung_up()
 
     @override
     def data_received(self, data: bytes) -> None:
         if self.transport.is_closing():
             return
-        super().data_received(data)
+        if self._missing or (self._busy() and isinstance(self.cycle, PlainCycle)):
+            self._take(data)
+        elif not self._begin(data):
+            super().data_received(data)
         if self._busy():
             self._has_asked = True
             self._head_seen()
@@ -66,8 +80,80 @@ class BoundedHttp(H11Protocol):
         super().on_response_complete()
         if self.transport.is_closing():
             self.loop.call_later(_LINGER, self.transport.abort)
-        elif not self._busy() and self.conn.their_state is not h11.IDLE:
+        elif self._missing or (not self._busy() and self.conn.their_state is not h11.IDLE):
             self._await_head()
+        elif self._rest:
+            rest, self._rest = self._rest, b""
+            self.data_received(rest)
+
+    def _begin(self, data: bytes) -> bool:
+        """Begin to answer a plain request; False where it is another one."""
+        conn = self.conn
+        if self._busy() or conn.their_state is not h11.IDLE or conn.trailing_data[0]:
+            return False
+        plain = read_head(data)
+        if plain is None:
+            return False
+        self._unset_keepalive_if_required()
+        method, target, headers, length, self._missing = plain
+        scope = self._scope_of(method, target, headers)
+        self.scope, self.headers = scope, headers
+        self.cycle = cycle = PlainCycle(
+            scope=scope,
+            conn=conn,
+            transport=self.transport,
+            flow=self.flow,
+            logger=self.logger,
+            access_logger=self.access_logger,
+            access_log=False,
+            default_headers=self.server_state.default_headers,
+            message_event=asyncio.Event(),
+            on_response=self.on_response_complete,
+        )
+        scope["extensions"] = {HANG_UP: cycle}
+        cycle.more_body = self._missing > 0
+        if len(data) > length or not self._missing:
+            self._take(data[length:])
+        task = self.loop.create_task(cycle.run_asgi(self.app))
+        task.add_done_callback(self.tasks.discard)
+        self.tasks.add(task)
+        return True
+
+    def _scope_of(self, method: bytes, target: bytes, headers: Headers) -> Any:
+        raw_path, _, query = target.partition(b"?")
+        path = raw_path.decode("ascii")
+        return {
+            "type": "http",
+            "asgi": {"version": self.asgi_version, "spec_version": "2.3"},
+            "http_version": "1.1",
+            "server": self.server,
+            "client": self.client,
+            "scheme": self.scheme,
+            "method": method.decode("ascii"),
+            "root_path": self.root_path,
+            "path": self.root_path + (unquote(path) if "%" in path else path),
+            "raw_path": self.root_path.encode("ascii") + raw_path,
+            "query_string": query,
+            "headers": headers,
+            "state": self.app_state.copy(),
+        }
+
+    def _take(self, data: bytes) -> None:
+        """Take what comes after the head of a plain request: its body, then another request."""
+        body, after = data[: self._missing], data[self._missing :]
+        self._missing -= len(body)
+        if self._busy():
+            self.cycle.body += body
+            self.cycle.more_body = self._missing > 0
+            self.cycle.message_event.set()
+        if after and self._busy():
+            # It waits until this one is answered.
+            self._rest += after
+            self.flow.pause_reading()
+        elif after:
+            self.data_received(after)
+        elif self._busy() and len(self.cycle.body) > HIGH_WATER_LIMIT:
+            self.flow.pause_reading()
 
     @override
     def pause_writing(self) -> None:
@@ -118,6 +204,7 @@ class BoundedHttp(H11Protocol):
             return
         seconds = f"{self.options.header_seconds:g}"
         message = f"The head of a request has to arrive within {seconds} seconds."
+        message += " " + option_of("header_seconds")
         if self._has_asked:
             self._close()
         else:

@@ -18,12 +18,17 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from pretune.serving.bodies import Body, checked, served_for
+from pretune.serving.bodies import Body, Many, checked, served_for
 from pretune.serving.jobs import Served, Token
 from pretune.serving.json_body import json_bytes, json_value
 from pretune.serving.options import ServeOptions
 from pretune.serving.refusal import Refusal, invalid
-from pretune.serving.request_limits import check_chars, check_number, check_texts
+from pretune.serving.request_limits import (
+    check_chars,
+    check_number,
+    check_repeated,
+    check_texts,
+)
 from pretune.serving.service import Service
 from pretune.version import __version__
 
@@ -37,7 +42,7 @@ CLASSIFIERS = ("classify", "multilabel", "regress")
 class EmbedRequest(Body):
     """The body of `POST /embed`."""
 
-    inputs: str | list[str]
+    inputs: str | Many[str]
     truncate: bool | None = Field(None, description="Cut what is too long; default: refuse it.")
     normalize: bool | None = Field(True, description="Vectors of length 1.")
     prompt_name: str | None = Field(None, description="A prompt that the model's folder names.")
@@ -53,7 +58,7 @@ class EmbedRequest(Body):
 class PredictRequest(Body):
     """The body of `POST /predict`: a text, a pair, or a batch `[["text"], ["first", "second"]]`."""
 
-    inputs: str | list[str] | list[list[str]]
+    inputs: str | Many[str] | Many[Many[str]]
     truncate: bool | None = Field(None, description="Cut what is too long; default: refuse it.")
     raw_scores: bool = Field(False, description="Scores before softmax or sigmoid.")
     truncation_direction: Literal["right", "Right"] = "right"
@@ -78,7 +83,7 @@ class RerankRequest(Body):
     """The body of `POST /rerank`."""
 
     query: str
-    texts: list[str]
+    texts: Many[str]
     truncate: bool | None = Field(None, description="Cut what is too long; default: refuse it.")
     raw_scores: bool = Field(False, description="Scores before the sigmoid.")
     return_text: bool = Field(False, description="Repeat the texts.")
@@ -94,7 +99,7 @@ class SentencesToCompare(Body):
     """A text and those that it is compared with."""
 
     source_sentence: str
-    sentences: list[str]
+    sentences: Many[str]
 
 
 class SimilarityRequest(Body):
@@ -107,7 +112,7 @@ class SimilarityRequest(Body):
 class TokenizeRequest(Body):
     """The body of `POST /tokenize`."""
 
-    inputs: str | list[str]
+    inputs: str | Many[str]
     add_special_tokens: bool = True
 
     expected: ClassVar[Mapping[str, str]] = {"inputs": "a text or a list of texts"}
@@ -214,6 +219,7 @@ class EmbeddingsApi:
         request.state.model = served.name
         texts = check_texts(body.texts, self._options, "texts")
         check_chars(body.query, self._options, "query")
+        check_repeated([body.query], len(texts), self._options, "query")
         first, second = served.inputs
         pairs = [{first: body.query, second: text} for text in texts]
         logits = await self._logits(served, pairs, truncate=body.truncate)

@@ -84,6 +84,14 @@ async def merged(
 
     Closing it closes all streams.
     """
+    if len(streams) == 1:
+        # The usual case, which needs no task beside the one that asks.
+        try:
+            async for own in streams[0]:
+                yield 0, own
+        finally:
+            await streams[0].aclose()
+        return
     # An item waits until it is taken: who reads slowly is not written for without end.
     queue: asyncio.Queue[tuple[int, T] | BaseException | None] = asyncio.Queue(maxsize=1)
 

@@ -27,18 +27,19 @@ from pretune.data.batch import FeatureSet, PackedBatch
 from pretune.data.readers.conversations import MESSAGES, messages_of
 from pretune.data.records import Records
 from pretune.decoding.continuations import Prompt
+from pretune.decoding.decoding import Decoding
 from pretune.decoding.live_batch import LiveBatch
-from pretune.decoding.sampling import Decoding
 from pretune.decoding.text_stream import TokenBytes
 from pretune.errors import CheckpointError, DataError, PretuneError, did_you_mean
-from pretune.evaluation.explain import Explained, explain_answer
+from pretune.evaluation.explain import explain_records
 from pretune.inference.embed import Embedder
 from pretune.inference.fill import MaskFiller
 from pretune.inference.generate import TextGenerator
 from pretune.inference.likelihood import LikelihoodScorer
 from pretune.inference.predict import Predictor, TokenizedRecords, records_of, shown_inputs
 from pretune.inference.prompts import stop_tokens_of, template_of
-from pretune.inference.runtime import precision_context
+from pretune.inference.runtime import writing_context
+from pretune.serving.identity import digest_of, update_of
 from pretune.serving.jobs import (
     Ability,
     Ask,
@@ -62,6 +63,7 @@ from pretune.tasks.dialogue.dialogue import Chat
 from pretune.tasks.dialogue.layouts import ConversationLayout, Ends, TurnLayout
 from pretune.tasks.masked_lm.mask_lm import MaskLm
 from pretune.tasks.sentences import SentenceTask
+from pretune.tasks.translation.rewriting import Rewriting
 
 #: Continuations of a model that are written side by side.
 LIVE = 32
@@ -160,14 +162,22 @@ class HeldModel:
         source: where to load it from.
         version: how many times it was loaded, this time included.
         options: of the service.
+        folder: where its files are for now, if no longer at its source.
 
     Raises:
         PretuneError: it cannot be loaded, or cannot be asked for anything.
     """
 
-    def __init__(self, name: str, source: str, version: int, options: ServeOptions) -> None:
+    def __init__(
+        self,
+        name: str,
+        source: str,
+        version: int,
+        options: ServeOptions,
+        folder: str | None = None,
+    ) -> None:
         # Weights are read, not mapped: a file that is overwritten in place must not end a worker.
-        bundle = load(source, mmap=False, allow_pickle=options.allow_pickle)
+        bundle = load(folder or source, mmap=False, allow_pickle=options.allow_pickle)
         self.name, self.version, self.bundle, self._options = name, version, bundle, options
         self._tokenizer = bundle.tokenizer
         run: dict[str, Any] = {"device": options.device, "precision": options.precision}
@@ -207,7 +217,7 @@ class HeldModel:
         if generator is not None:
             context = generator.model.context_length
         elif task is not None:
-            context = task.options.max_length
+            context = self._longest(task)
         else:
             context = None if embedder is None else embedder.max_length
         settings = None if embedder is None else embedder.settings
@@ -227,6 +237,9 @@ class HeldModel:
             card=_card(bundle.folder),
             prompt_names=() if settings is None else tuple(settings.prompts),
             vocab_size=self._tokenizer.vocab_size,
+            step=None if bundle.folder is None else update_of(bundle.folder),
+            digest=None if bundle.folder is None else digest_of(bundle.folder),
+            max_candidates=task.options.beams if isinstance(task, Rewriting) else 1,
         )
 
     def _abilities(self) -> frozenset[Ability]:
@@ -352,8 +365,15 @@ class HeldModel:
         part = predictor.tokenize(replace(records, max_chars=longest, lines=None))
         cut = 0 if part.features is None else part.features.truncated
         if cut and ask.options.get("truncate") is False:
-            raise self._too_long(predictor.task.options.max_length, part.records)
+            raise self._too_long(self._longest(predictor.task), part.records)
         return part
+
+    def _longest(self, task: AnyTask) -> int:
+        """Return the most tokens of a text of which a task leaves nothing out."""
+        if isinstance(task, SentenceTask):
+            return task.reading.longest(self._tokenizer)
+        length: int = task.options.max_length
+        return length
 
     def _too_long(self, limit: int, records: Records) -> Refusal:
         message = f"`inputs` must have less than {limit + 1} tokens."
@@ -528,7 +548,6 @@ class HeldModel:
 
         def steps() -> Steps:
             items: list[Any] = []
-            best: dict[int, tuple[float, Explained]] = {}
             # The answers, some sequences at a time; then each sequence is explained by itself.
             if features is not None:
                 size = len(features) if whole else WRITTEN_ROWS
@@ -536,25 +555,18 @@ class HeldModel:
                     some = features.part(start, min(start + size, len(features)))
                     items += predictor.items(some, part.task.predict, task=part.task)
                     yield
-                for number, record in enumerate(features.records.tolist()):
-                    mine = explain_answer(self.bundle, features, number, attention=attention)
-                    # Of several sequences of a record, the one that the model is surest of.
-                    row = part.asked[record]
-                    if row not in best or mine[0] > best[row][0]:
-                        best[row] = mine
-                    yield
+            explained = yield from explain_records(self.bundle, part, attention=attention)
             answers = predictor.assembled(part, items)
-            blank = (0.0, Explained((), ()))
             return [
                 {
                     "answer": {**shown_inputs(predictor.task, row), **answer.top(None).to_dict()},
-                    **_json(best.get(number, blank)[1]),
+                    **own.to_dict(),
                 }
-                for number, (row, answer) in enumerate(zip(part.records.rows, answers, strict=True))
+                for row, answer, own in zip(part.records.rows, answers, explained, strict=True)
             ]
 
-        own = {**self._begun(ask), "tokens": 0 if features is None else int(features.starts[-1])}
-        return StepWork(**own, steps=steps())
+        tokens = 0 if features is None else int(features.starts[-1])
+        return StepWork(**self._begun(ask), tokens=tokens, steps=steps())
 
     def _locked(self, steps: Steps) -> Steps:
         """Run steps that tokenize, while no other thread does with this model."""
@@ -582,7 +594,9 @@ class HeldModel:
         if laid_out:
             if self._layout is None:
                 raise self._unable("chat: it has no chat template")
-            ids = self._history(self._layout, payload)
+            ids, room = self._history(self._layout, payload)
+            if payload.open_ended:
+                decoding = replace(decoding, max_new_tokens=min(decoding.max_new_tokens, room))
             stops, stop_texts = stops | self._ends.tokens, self._ends.texts
         else:
             ids = generator.prompt(messages)
@@ -601,8 +615,11 @@ class HeldModel:
             open=several,
         )
 
-    def _history(self, layout: ConversationLayout, payload: Generate) -> list[int]:
+    def _history(self, layout: ConversationLayout, payload: Generate) -> tuple[list[int], int]:
         """Lay out messages as `pretune chat` does: of a long conversation the last ones.
+
+        Returns:
+            the tokens, and how many more the model can read after them.
 
         Raises:
             DataError: a message is none.
@@ -618,8 +635,13 @@ class HeldModel:
         assert self._generator is not None  # noqa: S101 - the caller checked
         limits = [self._generator.model.context_length, trained]
         window = min((limit for limit in limits if limit is not None), default=1024)
-        kept = min(payload.decoding.max_new_tokens, window // 2)
+        # An open-ended reply has as much room as is kept for others, or what a long message leaves.
+        asked = payload.decoding.max_new_tokens
+        kept = min(Decoding.max_new_tokens if payload.open_ended else asked, window // 2)
         read = layout.fitted(talk, window - kept)
+        if read.cut and payload.open_ended:
+            kept = 1
+            read = layout.fitted(talk, window - kept)
         if read.cut:
             raise Refusal(
                 413,
@@ -628,7 +650,7 @@ class HeldModel:
                 f"reads before it writes {kept:,}.",
                 param="messages",
             )
-        return list(read.ids)
+        return list(read.ids), window - len(read.ids)
 
     @property
     def live(self) -> LiveBatch:
@@ -640,7 +662,7 @@ class HeldModel:
                 self._generator.model,
                 self._tokenizer.written,
                 device=device,
-                context=partial(precision_context, device, self._options.precision),
+                context=partial(writing_context, device, self._options.precision),
                 batch_size=LIVE,
             )
         return self._live
@@ -668,16 +690,6 @@ class HeldModel:
             finish=None if chunk.done is None else chunk.done.finish,
             prompt_tokens=work.tokens,
         )
-
-
-def _json(explained: Explained) -> dict[str, Any]:
-    """What a client gets of attributions and attention."""
-    maps = explained.attention
-    return {
-        "tokens": list(explained.tokens),
-        "attributions": list(explained.attributions),
-        "attention": None if maps is None else maps.tolist(),
-    }
 
 
 def _numbers(value: object) -> Iterator[float]:

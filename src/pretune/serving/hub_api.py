@@ -21,16 +21,16 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from pretune.decoding.sampling import Decoding
+from pretune.decoding.decoding import Decoding
 from pretune.errors import PretuneError
-from pretune.serving.bodies import Body, checked, served_for
+from pretune.serving.bodies import Body, Many, checked, served_for
 from pretune.serving.embeddings_api import similarities
 from pretune.serving.event_stream import INTERNAL, Begun, EventStream, begun, event, together
 from pretune.serving.jobs import Piece, Served
 from pretune.serving.json_body import json_bytes, json_value
 from pretune.serving.options import ServeOptions
 from pretune.serving.refusal import Refusal, invalid, over_limit
-from pretune.serving.request_limits import check_inputs, check_texts
+from pretune.serving.request_limits import check_inputs, check_repeated, check_texts
 from pretune.serving.service import Service
 
 PATHS = ("/models/",)
@@ -53,6 +53,7 @@ PIPELINES: Mapping[str | None, str] = {
     "answer": "question-answering",
     "mask_lm": "fill-mask",
     "translate": "translation",
+    "summarize": "summarization",
 }
 
 
@@ -80,7 +81,7 @@ class TagParameters(Body):
     """The parameters of token-classification."""
 
     aggregation_strategy: Literal["simple", "first"] | None = None
-    ignore_labels: list[str] | None = None
+    ignore_labels: Many[str] | None = None
 
     expected: ClassVar[Mapping[str, str]] = {
         "aggregation_strategy": "'simple' or 'first': this server tags whole words by their first "
@@ -110,13 +111,13 @@ class FillParameters(Body):
     """The parameters of fill-mask."""
 
     top_k: int = Field(5, ge=1)
-    targets: list[str] | None = None
+    targets: Many[str] | None = None
 
 
 class ZeroShotParameters(Body):
     """The parameters of zero-shot-classification."""
 
-    candidate_labels: list[str] = Field(min_length=1)
+    candidate_labels: Many[str] = Field(min_length=1)
     hypothesis_template: str = HYPOTHESIS
     multi_label: Literal[False] | None = None
 
@@ -128,7 +129,7 @@ class ZeroShotParameters(Body):
 class EmbeddingParameters(Body):
     """The parameters of feature-extraction, which stand in the body itself."""
 
-    inputs: str | list[str]
+    inputs: str | Many[str]
     normalize: bool | None = None
     prompt_name: str | None = None
     truncate: bool | None = None
@@ -143,11 +144,11 @@ class SentencePairs(Body):
     """The inputs of sentence-similarity."""
 
     source_sentence: str
-    sentences: list[str] = Field(min_length=1)
+    sentences: Many[str] = Field(min_length=1)
 
 
 class TranslationParameters(Body):
-    """The parameters of translation."""
+    """The parameters of translation and of summarization."""
 
     truncation: Literal["do_not_truncate", "longest_first", "only_first"] | None = None
     clean_up_tokenization_spaces: bool | None = None
@@ -170,8 +171,8 @@ class GenerationParameters(Body):
     typical_p: float | None = Field(None, gt=0, le=1)
     repetition_penalty: float | None = Field(None, gt=0, le=1000)
     seed: int | None = Field(None, ge=0, le=2**64 - 1)
-    stop: list[str] | None = None
-    stop_sequences: list[str] | None = None
+    stop: Many[str] | None = None
+    stop_sequences: Many[str] | None = None
     return_full_text: bool | None = None
     details: bool | None = None
 
@@ -238,6 +239,7 @@ class HubApi:
             "fill-mask": self._filled,
             "zero-shot-classification": self._zero_shot,
             "translation": self._translated,
+            "summarization": self._summarized,
             "other": self._predicted,
         }
 
@@ -380,6 +382,7 @@ class HubApi:
                 "such pairs (max_inputs).",
                 "inputs",
             )
+        check_repeated([*texts, before, after], len(labels), self._options, "inputs")
         score = self._mask_scores if "fill" in served.abilities else self._text_scores
         each = [
             _distribution(labels, await score(served, text, labels, before, after))
@@ -424,12 +427,21 @@ class HubApi:
 
     async def _translated(self, served: Served, inputs: Any, given: Any) -> Any:
         """Return the translation of each text."""
+        answers = await self._rewritten(served, inputs, given)
+        return [{"translation_text": answer["translation"]} for answer in answers]
+
+    async def _summarized(self, served: Served, inputs: Any, given: Any) -> Any:
+        """Return the summary of each text."""
+        answers = await self._rewritten(served, inputs, given)
+        return [{"summary_text": answer["summary"]} for answer in answers]
+
+    async def _rewritten(self, served: Served, inputs: Any, given: Any) -> Any:
+        """Answer with what is written for each text."""
         parameters = checked(TranslationParameters, given, unknown=UNKNOWN, inside="parameters")
         rows = _columns(check_texts(inputs, self._options, "inputs"), served)
         whole = parameters.truncation == "do_not_truncate"
         options = {"truncate": False} if whole else None
-        answers = await self._service.predict(served.name, rows, options=options)
-        return [{"translation_text": answer["translation"]} for answer in answers]
+        return await self._service.predict(served.name, rows, options=options)
 
     async def _predicted(self, served: Served, inputs: Any, given: Any) -> Any:
         """Answer as `pretune predict --json`, where no pipeline of transformers is like it."""

@@ -49,6 +49,15 @@ class Served:
     card: str | None = None  # the model card in Markdown, if there is one
     prompt_names: tuple[str, ...] = ()  # of the prompts that its folder has for embeddings
     vocab_size: int = 0
+    step: int | None = None  # the update of its run; None: of no run
+    digest: str | None = None  # the beginning of the SHA-256 of its weights
+    max_candidates: int = 1  # the most alternatives of an answer that it can tell
+
+    @property
+    def which(self) -> str:
+        """Which model it is, in words: `update 600, weights 0f1e2d3c4b5a`."""
+        known = {"update": self.step, "weights": self.digest}
+        return ", ".join(f"{name} {value}" for name, value in known.items() if value is not None)
 
 
 @dataclass(frozen=True)
@@ -230,6 +239,9 @@ class Generate:
     samples: int = 1
     template: bool = False  # whether a text is a message of the user, laid out by the template
     top: int = 0  # how many probable tokens to tell for each token
+    # Whether a reply may be as long as the model reads after the conversation; the limit of
+    # `decoding` is then only the most.
+    open_ended: bool = False
 
 
 def packed(messages: Sequence[object]) -> bytes:
@@ -238,7 +250,7 @@ def packed(messages: Sequence[object]) -> bytes:
     return _LENGTH.pack(len(body)) + body
 
 
-def body_length(header: bytes) -> int:
+def body_length(header: bytes | bytearray) -> int:
     """Return how many bytes follow the `HEADER` bytes of a message.
 
     Raises:
@@ -250,7 +262,7 @@ def body_length(header: bytes) -> int:
     return int(length)
 
 
-def unpacked(body: bytes) -> list[Any]:
+def unpacked(body: bytes | bytearray) -> list[Any]:
     """Return the messages of `packed`, which only processes of ours may have written."""
     messages: list[Any] = pickle.loads(body)  # noqa: S301 - from a process that we started
     return messages

@@ -7,6 +7,7 @@ import json
 import math
 import re
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NoReturn
 
 import numpy as np
@@ -25,6 +26,8 @@ _HALF = re.compile(rb"\\u[dD][89a-fA-F]")
 _MAX_DIGITS = 30
 #: A larger body is parsed beside the event loop.
 _LARGE = 1 << 16
+#: One at a time: parsing takes memory, and each further thread would keep some of its own.
+_PARSER = ThreadPoolExecutor(1, "json")
 #: What a page of another site may send without being asked whether it may.
 _OF_FORMS = ("application/x-www-form-urlencoded", "multipart/form-data", "text/plain")
 
@@ -46,7 +49,7 @@ async def json_value(request: Request) -> Any:
     body, options = await request.body(), request.app.state.options
     if len(body) < _LARGE:
         return parse_json(body, options)
-    return await asyncio.to_thread(parse_json, body, options)
+    return await asyncio.get_running_loop().run_in_executor(_PARSER, parse_json, body, options)
 
 
 def parse_json(body: bytes, options: ServeOptions) -> Any:
@@ -57,15 +60,11 @@ def parse_json(body: bytes, options: ServeOptions) -> Any:
         raise _unreadable(
             f"The body is not valid UTF-8: byte 0x{body[error.start]:02x} at {error.start:,}."
         ) from None
+    if text.startswith("\ufeff"):
+        raise _unreadable("The body is not JSON: it begins with a byte-order mark (BOM).")
     _check_size(body, options)
     try:
-        value = json.loads(
-            text,
-            object_pairs_hook=_object,
-            parse_constant=_constant,
-            parse_float=_float,
-            parse_int=_int,
-        )
+        value = _READER.decode(text)
     except json.JSONDecodeError as error:
         place = f"line {error.lineno}, column {error.colno}"
         raise _unreadable(f"The body is not JSON: {error.msg} ({place}).") from None
@@ -81,10 +80,15 @@ def parse_json(body: bytes, options: ServeOptions) -> Any:
 
 def _check_size(body: bytes, options: ServeOptions) -> None:
     """Refuse JSON that is nested too deeply or has too many values, before objects are made."""
+    # What has fewer brackets and bytes than that needs no closer look.
+    brackets = body.count(b"[") + body.count(b"{")
+    if brackets <= options.max_depth and len(body) <= options.max_values:
+        return
     marks = np.frombuffer(_STRING.sub(b"", body).translate(None, _OTHER), np.uint8)
     opening = (marks == ord("[")) | (marks == ord("{"))
     closing = (marks == ord("]")) | (marks == ord("}"))
-    depth = np.cumsum(opening.astype(np.int32) - closing).max(initial=0)
+    steps = opening.astype(np.int8) - closing
+    depth = np.cumsum(steps, dtype=np.int32).max(initial=0)
     if depth > options.max_depth:
         raise over_limit(
             400,
@@ -103,9 +107,11 @@ def _check_size(body: bytes, options: ServeOptions) -> None:
 def _object(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     made = dict(pairs)
     if len(made) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise _unreadable(f"The key {json.dumps(twice[:80])} occurs twice in an object.")
+        seen = set[str]()
+        for name, _ in pairs:
+            if name in seen:
+                raise _unreadable(f"The key {json.dumps(name[:80])} occurs twice in an object.")
+            seen.add(name)
     return made
 
 
@@ -130,12 +136,18 @@ def _unreadable(message: str) -> Refusal:
     return Refusal(400, "invalid_json", message)
 
 
+_READER = json.JSONDecoder(
+    object_pairs_hook=_object, parse_constant=_constant, parse_float=_float, parse_int=_int
+)
+_WRITER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+
+
 def json_bytes(value: Any) -> bytes:
     """Write an answer as JSON; NaN and infinity, which JSON has not, become null."""
     try:
-        text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        text = _WRITER.encode(value)
     except ValueError:
-        text = json.dumps(_finite(value), ensure_ascii=False, separators=(",", ":"))
+        text = _WRITER.encode(_finite(value))
     # Half of a surrogate pair in a model's own text.
     return text.encode(errors="replace")
 

@@ -22,9 +22,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from pretune.decoding.sampling import Decoding
+from pretune.decoding.decoding import Decoding
 from pretune.errors import PretuneError
-from pretune.serving.bodies import Body, checked, served_for, shortened
+from pretune.serving.bodies import Body, Many, checked, served_for, shortened
 from pretune.serving.event_stream import together
 from pretune.serving.jobs import Served
 from pretune.serving.json_body import json_bytes, parse_json
@@ -39,6 +39,8 @@ PATHS = ("/v2",)
 #: Tells where the JSON of a message ends and the bytes of its tensors begin.
 HEADER_LENGTH = "Inference-Header-Content-Length"
 _LENGTH = struct.Struct("<I")
+#: More digits have only numbers that are larger than any body.
+_MAX_DIGITS = 12
 #: Tokens of a continuation where a request does not say.
 MAX_TOKENS = 64
 #: The output with everything that is known of an answer.
@@ -51,6 +53,7 @@ _OUTPUTS: Mapping[str, tuple[tuple[str, str, bool], ...]] = {
     "regress": (("score", "FP32", False),),
     "answer": (("answer", "BYTES", False), ("score", "FP32", False)),
     "translate": (("translation", "BYTES", False), ("score", "FP32", False)),
+    "summarize": (("summary", "BYTES", False), ("score", "FP32", False)),
     "choose": (("choice", "INT64", False), ("score", "FP32", False)),
 }
 _TYPES: Mapping[str, np.dtype[Any]] = {"FP32": np.dtype("<f4"), "INT64": np.dtype("<i8")}
@@ -60,7 +63,7 @@ class RequestedTensor(Body):
     """An input or output tensor in a request."""
 
     name: str
-    shape: list[int] | None = Field(None, max_length=8)
+    shape: Many[int] | None = Field(None, max_length=8)
     datatype: str | None = None
     parameters: dict[str, Any] | None = None
     data: list[Any] | None = None
@@ -71,8 +74,8 @@ class InferRequest(Body):
 
     id: str | None = None
     parameters: dict[str, Any] | None = None
-    inputs: list[RequestedTensor] = Field(min_length=1)
-    outputs: list[RequestedTensor] | None = None
+    inputs: Many[RequestedTensor] = Field(min_length=1)
+    outputs: Many[RequestedTensor] | None = None
 
 
 class InferParameters(Body):
@@ -268,7 +271,8 @@ class KServeApi:
         length = request.headers.get(HEADER_LENGTH)
         end = len(content)
         if length is not None:
-            if not (length.isascii() and length.isdigit() and int(length[:12]) <= len(content)):
+            digits = length.isascii() and length.isdigit() and len(length) <= _MAX_DIGITS
+            if not digits or int(length) > len(content):
                 raise _wrong(f"{HEADER_LENGTH} has to be the number of bytes of the JSON.")
             end = int(length)
         value = parse_json(content[:end], self._options)

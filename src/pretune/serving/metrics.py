@@ -20,7 +20,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from typing_extensions import override
 
-from pretune.serving.jobs import Counts
+from pretune.serving.jobs import Counts, Served
 from pretune.serving.observer import SilentObserver
 from pretune.version import __version__
 
@@ -37,6 +37,7 @@ class PrometheusMetrics(SilentObserver):
 
     def __init__(self) -> None:
         registry = self.registry = CollectorRegistry()
+        self._shown: dict[str, tuple[str, ...]] = {}  # of each model, the labels of what answers
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
 
@@ -78,6 +79,10 @@ class PrometheusMetrics(SilentObserver):
         self._versions = gauge(
             *("model_version", "Which version of a model answers, 1 from the start."), "model"
         )
+        self._which = gauge(
+            *("model_info", "Which model answers: its version, update and weights.", "model"),
+            *("version", "step", "digest"),
+        )
         self._died = counter("workers_died", "Processes that died and were replaced.")
         gauge("info", "The version of pretune.", "version").labels(__version__).set(1)
 
@@ -110,8 +115,13 @@ class PrometheusMetrics(SilentObserver):
         self._queue.set(length)
 
     @override
-    def version(self, model: str, version: int) -> None:
-        self._versions.labels(model).set(version)
+    def version(self, served: Served) -> None:
+        self._versions.labels(served.name).set(served.version)
+        which = served.name, str(served.version), str(served.step or ""), served.digest or ""
+        before, self._shown[served.name] = self._shown.get(served.name), which
+        if before is not None:
+            self._which.remove(*before)
+        self._which.labels(*which).set(1)
 
     @override
     def worker_died(self) -> None:

@@ -10,18 +10,20 @@ import traceback
 import uuid
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http import HTTPStatus
 from typing import Any
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pretune.serving.api_keys import ApiKeys
+from pretune.serving.connection import HANG_UP
 from pretune.serving.json_body import json_bytes
 from pretune.serving.metrics import PrometheusMetrics
 from pretune.serving.options import ServeOptions
+from pretune.serving.plain_http import PlainCycle
 from pretune.serving.refusal import Refusal, over_limit
 
 #: Paths that need no key: the page, whose own requests need one, and what tells only "I am here".
@@ -49,6 +51,11 @@ SECURITY_HEADERS = {
         "frame-ancestors 'none'"
     ),
 }
+#: What each answer has, unless it says something else.
+_DEFAULTS = [
+    (name.lower().encode(), value.encode())
+    for name, value in {**SECURITY_HEADERS, "Cache-Control": "no-store"}.items()
+]
 _REQUEST_ID = re.compile(r"[\w.-]{1,64}", re.ASCII)
 _PORT = re.compile(r":\d+\Z", re.ASCII)
 _LOOPBACK = frozenset(("localhost", "127.0.0.1", "::1"))
@@ -141,11 +148,9 @@ class _Answer:
         if message["type"] == "http.response.start":
             self.status = message["status"]
             message = {**message, "headers": list(message.get("headers", []))}
-            headers = MutableHeaders(scope=message)
-            for name, value in SECURITY_HEADERS.items():
-                headers.setdefault(name, value)
-            headers.setdefault("Cache-Control", "no-store")
-            headers["X-Request-Id"] = self._request_id
+            names = {name for name, _ in message["headers"]}
+            message["headers"] += [pair for pair in _DEFAULTS if pair[0] not in names]
+            message["headers"].append((b"x-request-id", self._request_id.encode("ascii")))
         self.sent += len(message.get("body", b""))
         await self._send(message)
 
@@ -171,7 +176,9 @@ class _Answer:
 def _refusal_of(error: Exception, request_id: str) -> Refusal:
     """The refusal that an error means; of our own mistakes only their place is told, to us."""
     if isinstance(error, Refusal):
-        return error
+        # A copy: the traceback leads back to whoever keeps this, and to the body of the request,
+        # and such a circle waits for the garbage collector.
+        return replace(error)
     if isinstance(error, HTTPException):
         status = error.status_code
         if status == HTTPStatus.NOT_FOUND:
@@ -242,7 +249,7 @@ class Admission:
             raise RuntimeError("a request is answered by a task")
         self.traffic.tasks.add(task)
         try:
-            body = await self._read(headers, receive)
+            body = await self._read(scope, headers, receive)
             held = len(body)
             scope["state"]["body_bytes"] = held
             await self._answer(scope, body, receive, send)
@@ -277,14 +284,17 @@ class Admission:
                 "pretune serve --cors ORIGIN.",
             )
 
-    async def _read(self, headers: Headers, receive: Receive) -> bytes:
+    async def _read(self, scope: Scope, headers: Headers, receive: Receive) -> bytes:
         """Read a body, whose bytes count in `Traffic.held` from then on."""
         limit, body = self.options.max_body, bytearray()
+        plain = _plain(scope)
         declared = headers.get("content-length", "0")
         if int(declared or 0) > limit:
             raise _too_large(limit)
         try:
-            async with asyncio.timeout(self.options.body_seconds):
+            # What came with the head needs no clock.
+            whole = plain is not None and not plain.more_body
+            async with asyncio.timeout(None if whole else self.options.body_seconds):
                 while True:
                     message = await receive()
                     if message["type"] == "http.disconnect":
@@ -293,11 +303,8 @@ class Admission:
                     if len(body) + len(part) > limit:
                         raise _too_large(limit)
                     if self.traffic.held + len(part) > self.options.max_bodies:
-                        raise Refusal(
-                            *(503, "over_limit", "The requests under way fill the memory."),
-                            limit="max_bodies",
-                            retry_after=1,
-                        )
+                        full = "The requests under way fill the memory."
+                        raise over_limit(503, "max_bodies", full, retry_after=1)
                     body += part
                     self.traffic.held += len(part)
                     if not message.get("more_body", False):
@@ -308,43 +315,24 @@ class Admission:
                 raise
         seconds = f"{self.options.body_seconds:g}"
         message_text = f"The body of a request has to arrive within {seconds} seconds."
-        raise Refusal(408, "slow_body", message_text, limit="body_seconds")
+        raise over_limit(408, "body_seconds", message_text, kind="slow_body")
 
     async def _answer(self, scope: Scope, body: bytes, receive: Receive, send: Send) -> None:
         """Let the application answer until it is done, out of time, or nobody waits for it."""
-        task, gone, started = asyncio.current_task(), asyncio.Event(), False
-        parts, cancelled = [body], list[bool]()
-
-        async def replayed() -> Message:
-            if parts:
-                return {"type": "http.request", "body": parts.pop(), "more_body": False}
-            await gone.wait()
-            return {"type": "http.disconnect"}
-
-        async def watched(message: Message) -> None:
-            nonlocal started
-            if not started:
-                started = True
-                # From the first byte on a stream has the time that the service allows it.
-                with suppress(RuntimeError):  # it is over just now
-                    deadline.reschedule(None)
-            await send(message)
-
-        async def watch() -> None:
-            while (await receive())["type"] != "http.disconnect":
-                pass
-            gone.set()
-            # A stream ends when it is told so; what has not begun is given up here.
-            if not started and task is not None:
-                cancelled.append(task.cancel())
-
-        watcher = asyncio.create_task(watch())
-        deadline = asyncio.timeout(self.options.timeout + _GRACE)
+        client = _Client(body, send)
+        # A plain request says it when its client hangs up; with others somebody has to wait for it.
+        plain = _plain(scope)
+        watcher = None
+        if plain is not None:
+            plain.hung_up = client.hang_up
+        else:
+            watcher = asyncio.create_task(client.watch(receive))
+        client.deadline = deadline = asyncio.timeout(self.options.timeout + _GRACE)
         try:
             async with deadline:
-                await self.app(scope, replayed, watched)
+                await self.app(scope, client.receive, client.send)
         except asyncio.CancelledError:
-            if not cancelled or task is None or task.uncancel() > 0:
+            if not client.cancelled or client.task is None or client.task.uncancel() > 0:
                 raise
             raise _HungUp from None
         except TimeoutError:
@@ -354,7 +342,67 @@ class Admission:
                 504, "timeout", f"No answer within {self.options.timeout:g} seconds."
             ) from None
         finally:
-            watcher.cancel()
+            if watcher is not None:
+                watcher.cancel()
+            if plain is not None:
+                plain.hung_up = None
+
+
+class _Client:
+    """Who waits for an answer: made in the task that answers.
+
+    Args:
+        body: of the request, which was read.
+        send: passes an answer on.
+
+    Attributes:
+        cancelled: whether the task was cancelled because the client hung up.
+        deadline: of an answer that has not begun.
+    """
+
+    def __init__(self, body: bytes, send: Send) -> None:
+        self.task, self.cancelled = asyncio.current_task(), False
+        self.deadline: asyncio.Timeout | None = None
+        self._body: bytes | None = body
+        self._send, self._gone, self._started = send, asyncio.Event(), False
+
+    async def receive(self) -> Message:
+        """Give the body, and then the news that the client is gone."""
+        if self._body is not None:
+            body, self._body = self._body, None
+            return {"type": "http.request", "body": body, "more_body": False}
+        await self._gone.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(self, message: Message) -> None:
+        """Pass a part of an answer on."""
+        if not self._started:
+            self._started = True
+            if self.deadline is not None:
+                # From the first byte on a stream has the time that the service allows it.
+                with suppress(RuntimeError):  # it is over just now
+                    self.deadline.reschedule(None)
+        await self._send(message)
+
+    async def watch(self, receive: Receive) -> None:
+        """Wait until the client hangs up."""
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        self.hang_up()
+
+    def hang_up(self) -> None:
+        """The client is gone."""
+        self._gone.set()
+        # A stream ends when it is told so; what has not begun is given up here.
+        if not self._started and self.task is not None:
+            self.cancelled = True
+            self.task.cancel()
+
+
+def _plain(scope: Scope) -> PlainCycle | None:
+    """Return what answers a request, if it is a plain one."""
+    plain: PlainCycle | None = scope.get("extensions", {}).get(HANG_UP)
+    return plain
 
 
 def _check_head(scope: Scope, headers: Headers) -> None:
@@ -365,7 +413,8 @@ def _check_head(scope: Scope, headers: Headers) -> None:
         raise Refusal(400, "smuggling", "A request has either Content-Length or Transfer-Encoding.")
     size = sum(len(name) + len(value) + 4 for name, value in headers.raw)
     if size + len(scope.get("raw_path", b"")) + len(scope["query_string"]) > _MAX_HEAD:
-        raise over_limit(431, "max_head", f"The head is larger than {_MAX_HEAD:,} bytes.")
+        message = f"The head is larger than {_MAX_HEAD:,} bytes, the limit."
+        raise Refusal(431, "over_limit", message, limit="max_head")
 
 
 def _too_large(limit: int) -> Refusal:

@@ -18,6 +18,8 @@ from pretune.serving.request_limits import check_inputs
 from pretune.serving.service import Service
 
 PATHS = ("/v1/predict", "/v1/explain")
+#: Inputs of a request with attention maps: each has a number for every layer and pair of tokens.
+MAX_MAPS = 32
 _UNKNOWN = "There is no key '{}' in this request."
 
 
@@ -58,6 +60,11 @@ def routes(service: Service, options: ServeOptions) -> list[Route]:
         served = served_for(service, body.model, "explain")
         request.scope["state"]["model"] = served.name
         inputs = check_inputs(body.inputs, options)
+        if body.attention and len(inputs) > MAX_MAPS:
+            message = (
+                f"'attention' may be asked of {MAX_MAPS} inputs at a time, not {len(inputs):,}."
+            )
+            raise invalid(message, "attention")
         explained = await service.explain(served.name, inputs, attention=body.attention)
         return _answer(served.name, served.version, "explanations", explained)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from pretune.serving.jobs import Counts
+from pretune.serving.jobs import Counts, Served
 
 
 class Observer(Protocol):
@@ -37,8 +37,8 @@ class Observer(Protocol):
     def queue(self, length: int) -> None:
         """Note how many requests wait or are computed."""
 
-    def version(self, model: str, version: int) -> None:
-        """Note which version of a model answers."""
+    def version(self, served: Served) -> None:
+        """Note which version of a model answers from now on."""
 
     def worker_died(self) -> None:
         """Count a process that died and is replaced."""
@@ -58,7 +58,7 @@ class SilentObserver:
     def queue(self, length: int) -> None:
         """Note nothing."""
 
-    def version(self, model: str, version: int) -> None:
+    def version(self, served: Served) -> None:
         """Note nothing."""
 
     def worker_died(self) -> None:

@@ -15,14 +15,14 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from pretune.decoding.sampling import Decoding
+from pretune.decoding.decoding import Decoding
 from pretune.errors import PretuneError
-from pretune.serving.bodies import Body, checked, served_for, shortened
+from pretune.serving.bodies import Body, Many, checked, served_for, shortened
 from pretune.serving.event_stream import (
     DONE,
     INTERNAL,
@@ -62,7 +62,7 @@ class _Sampled(Body):
     top_p: float | None = Field(None, gt=0, le=1)
     max_tokens: int | None = Field(None, ge=1)
     n: int | None = Field(None, ge=1)
-    stop: str | list[str] | None = None
+    stop: str | Many[str] | None = None
     seed: int | None = Field(None, ge=-(2**63), le=2**64 - 1)
     stream: bool | None = None
     stream_options: StreamOptions | None = None
@@ -89,6 +89,15 @@ class _Sampled(Body):
     }
     expected: ClassVar[Mapping[str, str]] = {"stop": "a text or a list of texts"}
 
+    @field_validator("logit_bias", mode="before")
+    @classmethod
+    def _numbers(cls, value: Any) -> Any:
+        # The first that is none, as of lists: see `Many`.
+        for token, bias in value.items() if isinstance(value, dict) else ():
+            if type(bias) not in (int, float):
+                raise ValueError(f"'logit_bias.{shortened(token)}' has to be a number.")
+        return value
+
     @model_validator(mode="after")
     def _of_a_stream(self) -> Self:
         if self.stream_options is not None and not self.stream:
@@ -109,7 +118,7 @@ class _Sampled(Body):
 class CompletionRequest(_Sampled):
     """The body of `POST /v1/completions`."""
 
-    prompt: str | list[str] | list[int] | list[list[int]]
+    prompt: str | Many[str] | Many[int] | Many[Many[int]]
     echo: bool | None = None
     logprobs: int | None = Field(None, ge=0)
     best_of: int | None = Field(None, ge=1)
@@ -159,7 +168,7 @@ class ChatMessage(Body):
     """A message of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[ContentPart]
+    content: str | Many[ContentPart]
     name: Any = None
 
     refused: ClassVar[Mapping[str, tuple[Any, ...]]] = {
@@ -187,6 +196,10 @@ class ChatRequest(_Sampled):
     top_logprobs: int | None = Field(None, ge=0)
     parallel_tool_calls: Any = None
 
+    expected: ClassVar[Mapping[str, str]] = {
+        **_Sampled.expected,
+        "messages": "a list with at least one message",
+    }
     refused: ClassVar[Mapping[str, tuple[Any, ...]]] = {
         **_Sampled.refused,
         "tools": ([],),
@@ -224,7 +237,7 @@ class ChatRequest(_Sampled):
 class EmbeddingRequest(Body):
     """The body of `POST /v1/embeddings`."""
 
-    input: str | list[str]
+    input: str | Many[str]
     model: str | None = Field(None, description="Its name; default: the first that can.")
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: int | None = Field(None, ge=1)
@@ -550,17 +563,14 @@ async def _completions(
     if not prompts:
         raise invalid("'prompt' has to have at least one prompt.", "prompt")
     check_number(prompts, options, "prompt")
-    if not prompts:
-        raise invalid("'prompt' has to have at least one prompt.", "prompt")
-    check_number(prompts, options, "prompt")
     check_texts(texts or [""], options, "prompt")
-    _check_choices(len(prompts) * samples, options)
     if body.logprobs is not None:
         _check_logprobs(body.logprobs, options, "logprobs")
     if body.echo and len(texts) < len(prompts):
         message = "'echo' is for prompts that are texts."
         raise invalid(message, "echo")
     decoding = decoding_of(body, served, options, max_tokens=body.max_tokens or 16)
+    _check_choices(len(prompts) * samples, options)
     pieces = merged(
         [
             service.generate(
@@ -587,15 +597,18 @@ async def _chat(
     messages = body.conversation()
     check_texts([message["content"] for message in messages], options, "messages")
     samples, top = body.n or 1, body.top_logprobs or 0
-    _check_choices(samples, options)
     _check_logprobs(top, options, "top_logprobs")
-    # Without a limit of its own a reply may fill the model's context.
+    # Without a limit of its own a reply may fill what the conversation leaves of the context.
     wanted = body.max_completion_tokens or body.max_tokens
-    if wanted is None and served.context_length is not None:
-        wanted = min(served.context_length, options.max_new_tokens)
     decoding = decoding_of(body, served, options, max_tokens=wanted)
+    _check_choices(samples, options)
     written = service.generate(
-        served.name, messages, decoding, samples=samples, template=True, top=top
+        served.name,
+        *(messages, decoding),
+        samples=samples,
+        template=True,
+        top=top,
+        open_ended=wanted is None,
     )
     reply = Reply("chat.completion", served, 1, samples, bool(body.logprobs))
     return await _answered(body, reply, merged([written]))
@@ -663,6 +676,7 @@ def encoded(vector: np.ndarray[Any, Any], encoding: str | None) -> list[float] |
 _TOLD = (
     *("task", "version", "model_type", "labels", "inputs"),
     *("context_length", "embedding_size", "parameters"),
+    *("step", "digest", "max_candidates"),
 )
 
 

@@ -40,20 +40,21 @@ class Operation:
     schema: type[BaseModel] | Mapping[str, Any]
 
 
-#: The bodies of `/v1/predict` and `/v1/explain`.
-_NATIVE = {
-    "type": "object",
-    "required": ["inputs"],
-    "properties": {
-        "model": {"type": "string", "description": "Its name; default: the first."},
-        "inputs": {"description": "Texts, lists of texts, or objects with the model's columns."},
-        "top_k": {"type": "integer", "minimum": 1},
-    },
-}
+def _native(**more: Any) -> dict[str, Any]:
+    """The schema of a body of our own protocol."""
+    model = {"type": "string", "description": "Its name; default: the first."}
+    inputs = {"description": "Texts, lists of texts, or objects with the model's columns."}
+    properties = {"model": model, "inputs": inputs, **more}
+    return {"type": "object", "required": ["inputs"], "properties": properties}
+
+
+_COUNT = {"type": "integer", "minimum": 1}
+_PREDICT = _native(top_k=_COUNT, candidates={**_COUNT, "description": "Of a translation."})
+_EXPLAIN = _native(attention={"type": "boolean", "description": "Also the attention maps."})
 
 OPERATIONS = (
-    Operation("/v1/predict", "Answers, as pretune predict --json prints them", "pretune", _NATIVE),
-    Operation("/v1/explain", "Which words an answer comes from", "pretune", _NATIVE),
+    Operation("/v1/predict", "Answers, as pretune predict --json prints them", "pretune", _PREDICT),
+    Operation("/v1/explain", "Which words an answer comes from", "pretune", _EXPLAIN),
     Operation("/v1/chat/completions", "A reply to messages", "OpenAI", openai_api.ChatRequest),
     Operation("/v1/completions", "What follows a prompt", "OpenAI", openai_api.CompletionRequest),
     Operation("/v1/embeddings", "Vectors of texts", "OpenAI", openai_api.EmbeddingRequest),

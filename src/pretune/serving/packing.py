@@ -28,6 +28,11 @@ class Share:
         starts = self.work.features.starts
         return int(starts[self.stop] - starts[self.start])
 
+    @property
+    def rows(self) -> int:
+        """How many they are."""
+        return self.stop - self.start
+
     def grow(self, tokens: int, rows: int, *, at_least_one: bool = False) -> None:
         """Take further features, as many as have room in a number of tokens and of rows.
 
@@ -70,10 +75,13 @@ def next_batch(works: Sequence[PackedWork]) -> list[Share]:
     reserved = int(tokens * OLDEST_SHARE) if others else tokens
     oldest.grow(reserved, max(1, int(rows * OLDEST_SHARE)) if others else rows, at_least_one=True)
     # `sorted` is stable: among equals the older one comes first.
+    tokens -= oldest.tokens
+    rows -= oldest.rows
     for share in [*sorted(others, key=lambda share: share.work.attained), oldest]:
-        free = tokens - sum(own.tokens for own in shares)
-        places = rows - sum(own.stop - own.start for own in shares)
-        if free <= 0 or places <= 0:
+        if tokens <= 0 or rows <= 0:
             break
-        share.grow(free, places)
+        before = share.tokens, share.rows
+        share.grow(tokens, rows)
+        tokens -= share.tokens - before[0]
+        rows -= share.rows - before[1]
     return [share for share in shares if share.stop > share.start]

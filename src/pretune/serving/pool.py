@@ -11,11 +11,15 @@ import logging
 import math
 import multiprocessing
 import socket
+import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from multiprocessing.process import BaseProcess
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
+
+from typing_extensions import override
 
 from pretune.errors import CheckpointError, RunError
 from pretune.serving.jobs import (
@@ -40,10 +44,10 @@ from pretune.serving.jobs import (
     packed,
     unpacked,
 )
+from pretune.serving.kept_files import KeptFiles
 from pretune.serving.observer import Observer
 from pretune.serving.options import ServeOptions
 from pretune.serving.refusal import Refusal, over_limit
-from pretune.serving.worker import main
 
 logger = logging.getLogger("pretune.serving")
 
@@ -56,8 +60,18 @@ LAST_SECONDS = 5.0
 #: A worker that says nothing for so many seconds while it is asked is taken for stuck; no batch
 #: takes that long.
 STUCK = 60.0
-#: Bytes of answers that are read ahead.
-READ_AHEAD = 1 << 20
+
+
+def _work(
+    sock: socket.socket,
+    options: ServeOptions,
+    versions: Mapping[str, int],
+    folders: Mapping[str, str],
+) -> None:
+    """Be a worker: what computes is imported in its process, and never in the front."""
+    from pretune.serving.worker import main
+
+    main(sock, options, versions, folders)
 
 
 @dataclass(eq=False)
@@ -72,8 +86,8 @@ class Call:
     ended: bool = False
 
 
-class WorkerLink:
-    """A worker process as the front sees it.
+class WorkerLink(asyncio.Protocol):
+    """A worker process as the front sees it, and the front's end of the connection to it.
 
     Attributes:
         calls: the requests that it holds, by number.
@@ -90,26 +104,51 @@ class WorkerLink:
         self.first: asyncio.Future[Loaded | Unloadable] = asyncio.get_running_loop().create_future()
         self.gone = asyncio.Event()
         self._outbox: list[object] = []
+        self._unread = bytearray()  # the beginning of a message that is not whole
         self._process: BaseProcess | None = None
-        self._writer: asyncio.StreamWriter | None = None
-        self._listening: asyncio.Task[None] | None = None
+        self._transport: asyncio.Transport | None = None
+        self._place: tempfile.TemporaryDirectory[str] | None = None  # of files that are held
 
-    async def start(self, options: ServeOptions, versions: Mapping[str, int]) -> None:
-        """Start the process; `first` has what it tells of its models."""
+    async def start(
+        self,
+        options: ServeOptions,
+        versions: Mapping[str, int],
+        kept: Mapping[str, KeptFiles],
+    ) -> None:
+        """Start the process; `first` has what it tells of its models.
+
+        Args:
+            options: of the service.
+            versions: of each model.
+            kept: the files of models that are no longer where they come from.
+        """
+        folders = self._shown(kept)
         # A process of its own, with nothing of ours but its end of the connection: it sees when
         # the front is gone, and the front when it is.
         ours, theirs = socket.socketpair()
         context = multiprocessing.get_context("spawn")
         self._process = context.Process(
-            target=main,
-            args=(theirs, options, dict(versions)),
+            target=_work,
+            args=(theirs, options, dict(versions), folders),
             name=f"pretune-worker-{self.number}",
             daemon=True,
         )
         with theirs:
             await asyncio.to_thread(self._process.start)
-        reader, self._writer = await asyncio.open_unix_connection(sock=ours, limit=READ_AHEAD)
-        self._listening = asyncio.create_task(self._listen(reader))
+        await asyncio.get_running_loop().create_unix_connection(lambda: self, sock=ours)
+
+    def _shown(self, kept: Mapping[str, KeptFiles]) -> dict[str, str]:
+        """Make folders of files that are held; they last as long as the worker."""
+        if not kept:
+            return {}
+        self._place = tempfile.TemporaryDirectory(prefix="pretune-", ignore_cleanup_errors=True)
+        folders = {}
+        for number, (name, files) in enumerate(kept.items()):
+            folder = Path(self._place.name, str(number))
+            folder.mkdir()
+            files.show(folder)
+            folders[name] = str(folder)
+        return folders
 
     @property
     def pid(self) -> int | None:
@@ -121,33 +160,53 @@ class WorkerLink:
         """Whether it has its models and lives."""
         return self.loaded is not None and not self.gone.is_set()
 
-    def send(self, message: object) -> None:
-        """Pass a message on, together with others of this turn of the loop."""
-        if not self._outbox:
-            asyncio.get_running_loop().call_soon(self._flush)
+    def send(self, message: object, *, at_once: bool = False) -> None:
+        """Pass a message on, together with others of this turn of the loop.
+
+        Args:
+            message: of `jobs`.
+            at_once: rather by itself: the worker has nothing else to do.
+        """
         self._outbox.append(message)
+        if at_once:
+            self._flush()
+        elif len(self._outbox) == 1:
+            asyncio.get_running_loop().call_soon(self._flush)
 
     def _flush(self) -> None:
         messages, self._outbox = self._outbox, []
-        if self._writer is not None and not self._writer.is_closing():
-            self._writer.write(packed(messages))
+        if messages and self._transport is not None and not self._transport.is_closing():
+            self._transport.write(packed(messages))
 
-    async def _listen(self, reader: asyncio.StreamReader) -> None:
-        """Take the worker's messages until it ends."""
-        try:
-            while True:
-                length = body_length(await reader.readexactly(HEADER))
-                self.silent_since = time.monotonic()
-                for message in unpacked(await reader.readexactly(length)):
-                    self._receive(message)
-        except (asyncio.IncompleteReadError, OSError):
-            pass
-        finally:
-            self.gone.set()
-            if self._writer is not None:
-                self._writer.close()
-            if not self.first.done():
-                self.first.set_result(Unloadable("a worker ended while it loaded", ours=True))
+    # The connection.
+
+    @override
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        # Of a socket: uvloop's, which Ray brings, are no subclass of asyncio's.
+        self._transport = cast("asyncio.Transport", transport)
+
+    @override
+    def data_received(self, data: bytes) -> None:
+        self.silent_since = time.monotonic()
+        self._unread += data
+        begin = 0
+        while len(self._unread) >= begin + HEADER:
+            start = begin + HEADER
+            end = start + body_length(self._unread[begin:start])
+            if len(self._unread) < end:
+                break
+            messages, begin = unpacked(self._unread[start:end]), end
+            for message in messages:
+                self._receive(message)
+        del self._unread[:begin]
+
+    @override
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.gone.set()
+        if self._place is not None:
+            self._place.cleanup()
+        if not self.first.done():
+            self.first.set_result(Unloadable("a worker ended while it loaded", ours=True))
 
     def _receive(self, message: object) -> None:
         if isinstance(message, Part | Done | Failed):
@@ -162,7 +221,8 @@ class WorkerLink:
             if not self.first.done():
                 self.first.set_result(message)
         else:
-            self._pool.receive(self, message)
+            # Who waits for an answer goes on first.
+            asyncio.get_running_loop().call_soon(self._pool.receive, self, message)
 
     async def stop(self, seconds: float = LAST_SECONDS) -> None:
         """Let the process end; after some seconds it is killed."""
@@ -226,6 +286,7 @@ class Pool:
         self._workers: list[WorkerLink] = []
         self._keepers: list[asyncio.Task[None]] = []
         self._versions = {name: 1 for name, _ in options.models}
+        self._kept: dict[str, KeptFiles] = {}
         self._numbers = self._held = self._attempts = 0
         self._swap: _Swap | None = None
         self._pace = 0.05  # seconds between two answers, lately
@@ -258,10 +319,11 @@ class Pool:
             PretuneError: a model cannot be loaded.
         """
         count = self._options.workers
+        self._kept = {name: KeptFiles(source) for name, source in self._options.models}
         self._workers = [WorkerLink(number, self) for number in range(count)]
         try:
             for worker in self._workers:
-                await worker.start(self._options, self._versions)
+                await worker.start(self._options, self._versions, {})
             for worker in self._workers:
                 first = await worker.first
                 if isinstance(first, Unloadable):
@@ -272,8 +334,10 @@ class Pool:
         except BaseException:
             await self._stop_all()
             raise
+        for name, files in self._kept.items():
+            self._keep_if_current(name, files)
         for model in self.served.values():
-            self._observer.version(model.name, model.version)
+            self._observer.version(model)
         self._keepers = [asyncio.create_task(self._keep(number)) for number in range(count)]
 
     async def close(self, drain: float) -> None:
@@ -294,6 +358,8 @@ class Pool:
         for worker in self._workers:
             self._refuse_all(worker, "draining", "The server is being stopped.")
         await self._stop_all()
+        for files in self._kept.values():
+            files.close()
 
     async def _stop_all(self) -> None:
         await asyncio.gather(*(worker.stop() for worker in self._workers), return_exceptions=True)
@@ -324,15 +390,14 @@ class Pool:
         if self.draining:
             raise Refusal(503, "draining", "The server is being stopped.", retry_after=5)
         if self._held and self._held + weight > self._options.max_queue:
-            refusal = over_limit(
+            raise over_limit(
                 429,
                 "max_queue",
                 f"{self._held:,} requests wait already, and the limit is "
                 f"{self._options.max_queue:,}: try again later.",
+                kind="queue_full",
+                retry_after=min(60, max(1, math.ceil(self._held * self._pace))),
             )
-            refusal.kind = "queue_full"
-            refusal.retry_after = min(60, max(1, math.ceil(self._held * self._pace)))
-            raise refusal
         usable = [worker for worker in self._workers if worker.usable]
         if not usable:
             message = "No worker is ready to answer: try again in a moment."
@@ -342,11 +407,12 @@ class Pool:
         self._numbers += 1
         deadline = time.monotonic() + self._options.timeout
         call = Call(self._numbers, worker, deadline, weight)
-        if not worker.calls:
+        idle = not worker.calls
+        if idle:
             worker.silent_since = time.monotonic()
         worker.calls[call.id] = call
         self._count(weight)
-        worker.send(Ask(call.id, model, kind, payload, dict(options), deadline))
+        worker.send(Ask(call.id, model, kind, payload, dict(options), deadline), at_once=idle)
         return call
 
     async def receive_next(self, call: Call) -> Part | Done:
@@ -360,12 +426,8 @@ class Pool:
                 message = await call.messages.get()
         except TimeoutError:
             self._kill_if_stuck(call.worker)
-            raise Refusal(
-                504,
-                "timeout",
-                f"The answer took longer than {self._options.timeout:g} seconds.",
-                limit="timeout",
-            ) from None
+            message_text = f"The answer took longer than {self._options.timeout:g} seconds."
+            raise over_limit(504, "timeout", message_text, kind="timeout") from None
         if isinstance(message, Failed):
             again = 1 if message.status == 503 else None
             raise Refusal(
@@ -454,7 +516,7 @@ class Pool:
         worker = WorkerLink(number, self)
         versions = dict(self._versions)
         try:
-            await worker.start(self._options, versions)
+            await worker.start(self._options, versions, self._moved_on())
             first = await worker.first
         except asyncio.CancelledError:
             await worker.stop(0)
@@ -467,6 +529,21 @@ class Pool:
             # A newer model took over meanwhile: it loads that one.
             worker.loaded = None
             await worker.stop()
+
+    def _moved_on(self) -> dict[str, KeptFiles]:
+        """The files of those models whose folders have something else by now."""
+        return {
+            name: files for name, files in self._kept.items() if files.intact and not files.current
+        }
+
+    def _keep_if_current(self, name: str, files: KeptFiles) -> None:
+        """Hold the files of a model that was just read, unless it may have been others."""
+        before = self._kept.get(name)
+        if before is not None and before is not files:
+            before.close()
+        if not files.current:
+            files.close()
+        self._kept[name] = files
 
     def receive(self, worker: WorkerLink, message: object) -> None:
         """Take a message of a worker that is not about one request."""
@@ -496,6 +573,7 @@ class Pool:
         self._attempts += 1
         key = model, self._attempts
         self._swap = swap = _Swap(*key, workers)
+        files = KeptFiles(dict(self._options.models)[model])
         try:
             for worker in workers:
                 worker.send(Prepare(*key, version))
@@ -509,8 +587,11 @@ class Pool:
                 worker.send(TakeOver(*key))
             # A worker that came meanwhile has loaded what was there: as good as the new one.
             self._versions[model] = version
+            self._keep_if_current(model, files)
             self.served[model] = swap.served
-            self._observer.version(model, version)
+            self._observer.version(swap.served)
             return None
         finally:
             self._swap = None
+            if self._kept.get(model) is not files:
+                files.close()

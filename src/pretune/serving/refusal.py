@@ -36,6 +36,19 @@ def invalid(message: str, param: str | None = None) -> Refusal:
     return Refusal(422, "invalid", message, param=param)
 
 
-def over_limit(status: int, limit: str, message: str, param: str | None = None) -> Refusal:
-    """Refuse more than a limit allows, with its name in `ServeOptions`."""
-    return Refusal(status, "over_limit", message, limit=limit, param=param)
+def over_limit(
+    status: int,
+    limit: str,
+    message: str,
+    param: str | None = None,
+    *,
+    kind: str = "over_limit",
+    retry_after: int | None = None,
+) -> Refusal:
+    """Refuse more than a limit allows: names it as `ServeOptions` does, and its option."""
+    return Refusal(status, kind, f"{message} {option_of(limit)}", limit, retry_after, param)
+
+
+def option_of(limit: str) -> str:
+    """Return a sentence that names the option of a limit."""
+    return f"Whoever runs the server can change it: --{limit.replace('_', '-')}."

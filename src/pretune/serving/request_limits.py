@@ -83,6 +83,26 @@ def check_chars(text: str, options: ServeOptions, param: str) -> None:
         )
 
 
+def check_repeated(texts: Sequence[str], times: int, options: ServeOptions, param: str) -> None:
+    """Refuse texts that are read with each of many others: written out they would be no body.
+
+    Args:
+        texts: that are read again each time.
+        times: how many times.
+        options: with the limits.
+        param: the key of the request that has the texts.
+    """
+    count = sum(map(len, texts)) * times
+    if count > options.max_body:
+        raise over_limit(
+            413,
+            "max_body",
+            f"'{param}' is read {times:,} times, which is {count:,} characters; the limit is "
+            f"{options.max_body:,}. Send shorter texts, or several requests.",
+            param,
+        )
+
+
 def _texts(value: Any) -> Iterator[str]:
     """Yield all texts within an input; its depth is bounded, as its JSON was."""
     if isinstance(value, str):

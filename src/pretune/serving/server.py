@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import gc
 import ipaddress
 import json
 import multiprocessing
@@ -54,7 +55,7 @@ def serve(options: ServeOptions, *, ready: Say, say: Say) -> None:
         PretuneError: a model cannot be loaded.
     """
     check_address(options, say)
-    with _listener(options) as listener:
+    with listening_socket(options) as listener:
         asyncio.run(_serve(options, listener, ready, say))
 
 
@@ -79,7 +80,7 @@ def _is_loopback(host: str) -> bool:
 
 
 @contextmanager
-def _listener(options: ServeOptions) -> Iterator[socket.socket]:
+def listening_socket(options: ServeOptions) -> Iterator[socket.socket]:
     """A socket at the address: that it is taken is told before any model is loaded."""
     host, port = options.host, options.port
     try:
@@ -137,6 +138,9 @@ async def _serve(options: ServeOptions, listener: socket.socket, ready: Say, say
         for text in service.notes:
             say(text)
         server = _Server(uvicorn_config(app, options))
+        # What is there now stays: the garbage collector need not look at it again and again.
+        gc.collect()
+        gc.freeze()
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         while not server.started and not serving.done():
             await asyncio.sleep(0.005)
@@ -152,6 +156,7 @@ async def _serve(options: ServeOptions, listener: socket.socket, ready: Say, say
         except OSError as error:  # another process listens there since a moment ago
             raise _not_bound(options, error) from None
     finally:
+        gc.unfreeze()
         await service.close(0)
 
 

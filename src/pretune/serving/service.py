@@ -8,8 +8,8 @@ import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any, Self
 
-from pretune.decoding.sampling import Decoding
-from pretune.inference.likelihood import Likelihood
+from pretune.decoding.decoding import Decoding
+from pretune.decoding.judgement import Likelihood
 from pretune.serving.jobs import (
     Ability,
     Counts,
@@ -106,8 +106,9 @@ class Service:
         """
         refused = await self._pool.swap(name)
         if refused is None:
-            version = self._pool.served[name].version
-            logger.warning("model '%s': version %d has taken over", name, version)
+            served = self._pool.served[name]
+            which = served.which and f" ({served.which})"
+            logger.warning("model '%s': version %d%s has taken over", name, served.version, which)
         else:
             logger.error("model '%s': the new version is not used: %s", name, refused)
         return refused is None
@@ -212,6 +213,7 @@ class Service:
         samples: int = 1,
         template: bool = False,
         top: int = 0,
+        open_ended: bool = False,
     ) -> AsyncGenerator[Piece, None]:
         """Yield the continuations of a prompt piece by piece, each token as it is written.
 
@@ -222,6 +224,8 @@ class Service:
             samples: how many continuations.
             template: lay a text out as a message of the user, by the model's chat template.
             top: how many of the most probable tokens to tell for each token.
+            open_ended: of a conversation: a reply may be as long as the model reads after it, up to
+                `max_new_tokens`.
         """
         chats = template or not (isinstance(prompt, str) or _are_tokens(prompt))
         served = self._able(model, "chat" if chats else "generate")
@@ -231,7 +235,7 @@ class Service:
             check_chars(prompt, self.options, "prompt")
         elif chats:
             check_inputs(prompt, self.options, "messages")
-        payload = Generate(prompt, decoding, samples, template, top)
+        payload = Generate(prompt, decoding, samples, template, top, open_ended)
         with self._counting(served.name, "generate") as counting:
             call = self._pool.submit(served.name, "generate", payload, {}, weight=samples)
             try:

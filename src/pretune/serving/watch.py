@@ -5,16 +5,29 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from pretune.checkpoints.source import find_source
-from pretune.errors import PretuneError
-
 #: Seconds between two looks at a folder.
 EVERY = 2.0
 #: Endings of files that a model is read from.
-_ENDINGS = (".json", ".safetensors", ".bin", ".txt", ".jinja")
+_ENDINGS = (".json", ".safetensors", ".bin", ".txt", ".jinja", ".model", ".spm")
 
 #: What tells one state of a folder from another: where it is, and its files as the disk knows them.
 Fingerprint = tuple[str, tuple[tuple[str, int, int, int], ...]]
+
+
+def model_folder(source: str) -> Path | None:
+    """Return the folder of this machine that a model is read from now, as `find_source` finds it.
+
+    What reads models is not imported here: it brings all of torch. None where the model is not on
+    this machine, or there is none at the moment.
+    """
+    path = Path(os.path.expanduser(source))
+    for folder in (path, path / "0_Transformer"):
+        if (folder / "config.json").is_file() or (folder / "bert_config.json").is_file():
+            return Path(os.path.realpath(path))
+    for name in ("best", "last"):
+        if (path / name / "config.json").is_file():
+            return Path(os.path.realpath(path / name))
+    return None
 
 
 def fingerprint(source: str) -> Fingerprint | None:
@@ -22,16 +35,19 @@ def fingerprint(source: str) -> Fingerprint | None:
 
     None where it is not on this machine, or there is no model at the moment.
     """
-    if not os.path.isdir(os.path.expanduser(source)):
-        return None
     try:
-        folder = Path(os.path.realpath(find_source(source)))
+        folder = model_folder(source)
+        if folder is None:
+            return None
+        # The folders within are those of sentence-transformers.
+        within = [Path(entry.path) for entry in os.scandir(folder) if entry.is_dir()]
         files = sorted(
-            (entry.name, status.st_mtime_ns, status.st_size, status.st_ino)
-            for entry in os.scandir(folder)
+            (entry.path, status.st_mtime_ns, status.st_size, status.st_ino)
+            for place in (folder, *within)
+            for entry in os.scandir(place)
             if entry.name.endswith(_ENDINGS) and (status := entry.stat())
         )
-    except (OSError, PretuneError):
+    except OSError:
         return None
     return str(folder), tuple(files)
 

@@ -4,8 +4,8 @@ Four kinds of threads share the work, and only the first runs models:
 
     engine      takes what is ready; runs a packed batch, a step, and a token of each continuation;
                 sends what is answered
-    receiver    reads the front's messages
-    tokenizers  make requests ready, short ones apart from long ones
+    receiver    reads the front's messages, and makes short requests ready
+    tokenizer   makes long requests ready
     loader      loads a newer model beside the one that answers, when the front asks for it
 """
 
@@ -62,18 +62,26 @@ logger = logging.getLogger("pretune.serving")
 
 #: Characters from which a request is a long one, whose tokenizing others do not wait for.
 LONG = 20_000
+#: Seconds that a batch waits for requests that are here already, and are being tokenized.
+GATHER = 0.003
 #: Seconds that a thread may run Python before another one may: the model's thread asks for its turn
 #: after each operation, and a request is tokenized in less.
 SWITCH_SECONDS = 0.0005
 
 
-def main(sock: socket.socket, options: ServeOptions, versions: Mapping[str, int]) -> None:
+def main(
+    sock: socket.socket,
+    options: ServeOptions,
+    versions: Mapping[str, int],
+    folders: Mapping[str, str],
+) -> None:
     """Load models and answer until the front says stop, or is gone.
 
     Args:
         sock: to the front.
         options: of the service.
         versions: of each model, by its name.
+        folders: where to read a model for now, of those that are no longer where they come from.
     """
     # The front decides when to end: Ctrl-C and systemd's SIGTERM reach all processes.
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -82,17 +90,32 @@ def main(sock: socket.socket, options: ServeOptions, versions: Mapping[str, int]
     if options.workers > 1 and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, torch.get_num_threads() // options.workers))
     with suppress(OSError):  # the front is gone
-        _answer_all(Link(sock), options, versions)
+        _answer_all(Link(sock), options, versions, folders, alone=True)
     # There is nothing to save: taking the interpreter apart takes long, and the front waits.
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
     os._exit(0)
 
 
-def _answer_all(link: Link, options: ServeOptions, versions: Mapping[str, int]) -> None:
-    """Load models, or say why not, and answer until the front says stop."""
+def _answer_all(
+    link: Link,
+    options: ServeOptions,
+    versions: Mapping[str, int],
+    folders: Mapping[str, str],
+    *,
+    alone: bool = False,
+) -> None:
+    """Load models, or say why not, and answer until the front says stop.
+
+    Args:
+        link: to the front.
+        options: as in `main`.
+        versions: as in `main`.
+        folders: as in `main`.
+        alone: whether the process does nothing else.
+    """
     try:
-        models, notes = _loaded(options, versions)
+        models, notes = _loaded(options, versions, folders)
     except PretuneError as error:
         link.send([Unloadable(error.message, error.hint)])
         return
@@ -100,19 +123,24 @@ def _answer_all(link: Link, options: ServeOptions, versions: Mapping[str, int]) 
         traceback.print_exc()  # no request has come yet
         link.send([Unloadable(f"{type(error).__name__}: {error}", ours=True)])
         return
+    if alone:
+        # What is there now stays: the garbage collector need not look at it again and again.
+        gc.collect()
+        gc.freeze()
     link.send([Loaded(tuple(model.served for model in models.values()), notes)])
     BatchEngine(link, models, options).run()
 
 
 def _loaded(
-    options: ServeOptions, versions: Mapping[str, int]
+    options: ServeOptions, versions: Mapping[str, int], folders: Mapping[str, str]
 ) -> tuple[dict[str, HeldModel], tuple[str, ...]]:
     """Load all models; also return what people are told about that."""
     models = {}
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", Note)
         for name, source in options.models:
-            models[name] = HeldModel(name, source, versions[name], options)
+            folder = folders.get(name)
+            models[name] = HeldModel(name, source, versions[name], options, folder)
             models[name].probe()
     notes = [str(warning.message) for warning in caught if issubclass(warning.category, Note)]
     # From here on nobody reads them.
@@ -165,7 +193,6 @@ class BatchEngine:
         # Requests that were received and not answered, and those of them that nobody wants.
         self._held: set[int] = set()
         self._cancelled: set[int] = set()
-        self._short: queue.SimpleQueue[tuple[Ask, float]] = queue.SimpleQueue()
         self._long: queue.SimpleQueue[tuple[Ask, float]] = queue.SimpleQueue()
         # What other threads have for the engine: work, or a message of the front.
         self._inbox: queue.SimpleQueue[object] = queue.SimpleQueue()
@@ -179,12 +206,8 @@ class BatchEngine:
 
     def run(self) -> None:
         """Answer until the front says stop."""
-        for target, arguments in (
-            (self._receive, ()),
-            (self._tokenize, (self._short,)),
-            (self._tokenize, (self._long,)),
-        ):
-            threading.Thread(target=target, args=arguments, daemon=True).start()
+        for target in (self._receive, self._tokenize):
+            threading.Thread(target=target, daemon=True).start()
         while self.turn():
             pass
 
@@ -230,27 +253,35 @@ class BatchEngine:
 
     def _receive(self) -> None:
         """Pass the front's messages on."""
-        stopped = False
-        while not stopped:
-            for message in self._link.receive():
-                if isinstance(message, Ask):
-                    self.hold(message.id)
-                    waiting = self._long if characters(message.payload, LONG) else self._short
-                    waiting.put((message, time.monotonic()))
-                elif isinstance(message, Prepare):
-                    threading.Thread(target=self._prepare, args=(message,), daemon=True).start()
-                elif isinstance(message, Cancel):
-                    self.cancel(message.id)
-                elif isinstance(message, TakeOver | Abandon):
-                    self._settle(message)
-                else:
-                    self._inbox.put(message)
-                    stopped = isinstance(message, Stop)
+        while self._pass_on(self._link.receive(), time.monotonic()):
+            pass
 
-    def _tokenize(self, asks: queue.SimpleQueue[tuple[Ask, float]]) -> None:
-        """Make requests ready."""
+    def _pass_on(self, messages: Sequence[object], received: float) -> bool:
+        """Pass messages on that came together; False after the one to stop."""
+        # All are held before the first is ready: the engine waits a moment for the others.
+        for message in messages:
+            if isinstance(message, Ask):
+                self.hold(message.id)
+        for message in messages:
+            if isinstance(message, Ask):
+                if characters(message.payload, LONG):
+                    self._long.put((message, received))
+                else:
+                    self.accept(message, received)
+            elif isinstance(message, Prepare):
+                threading.Thread(target=self._prepare, args=(message,), daemon=True).start()
+            elif isinstance(message, Cancel):
+                self.cancel(message.id)
+            elif isinstance(message, TakeOver | Abandon):
+                self._settle(message)
+            else:
+                self._inbox.put(message)
+        return not any(isinstance(message, Stop) for message in messages)
+
+    def _tokenize(self) -> None:
+        """Make long requests ready."""
         while True:
-            self.accept(*asks.get())
+            self.accept(*self._long.get())
 
     def _prepare(self, message: Prepare) -> None:
         """Load a newer model beside the one that answers."""
@@ -291,7 +322,11 @@ class BatchEngine:
         idle = not (self._packed or self._steps or self._live)
         if idle and self._untidy and self._inbox.empty():
             # A model that was replaced has answered its last request.
+            frozen = gc.get_freeze_count()
+            gc.unfreeze()
             gc.collect()
+            if frozen:
+                gc.freeze()
             return_memory()
             self._untidy = False
         with suppress(queue.Empty):
@@ -299,6 +334,24 @@ class BatchEngine:
             while True:
                 self._accept(item)
                 item = self._inbox.get_nowait()
+        if idle:
+            self._await_others()
+
+    def _await_others(self) -> None:
+        """Wait a moment for requests that are being tokenized: together with the first of them.
+
+        Clients that were answered together ask again together, and the first that comes would have
+        a batch to itself.
+        """
+        end = time.monotonic() + GATHER
+        with suppress(queue.Empty):
+            while self._packed and len(self._held) > self._ready:
+                self._accept(self._inbox.get(timeout=max(0.0, end - time.monotonic())))
+
+    @property
+    def _ready(self) -> int:
+        """How many requests can be computed."""
+        return len(self._steps) + len(self._live) + sum(map(len, self._packed.values()))
 
     def _accept(self, item: object) -> None:
         if isinstance(item, PackedWork):
@@ -362,15 +415,18 @@ class BatchEngine:
             return
         signature, works = next(iter(self._packed.items()))
         shares = next_batch(works)
-        failed = self._run_shares(shares)
-        # One that cannot be run must not fail those it is run with.
-        if failed is not None and len(shares) > 1:
+        error = self._run_shares(shares)
+        if error is not None and len(shares) == 1:
+            self._answer(failure(shares[0].work.ask, error))
+        elif error is not None:
+            # One that cannot be run must not fail those it is run with.
             for share in shares:
-                alone = self._run_shares([share])
-                if alone is not None:
-                    self._answer(failure(share.work.ask, alone))
-        elif failed is not None:
-            self._answer(failure(shares[0].work.ask, failed))
+                error = self._run_shares([share])
+                if error is not None:
+                    self._answer(failure(share.work.ask, error))
+        # Its traceback leads to this frame, and to all that was computed: no circle of them is left
+        # to the garbage collector.
+        error = None
         for work in {id(share.work): share.work for share in shares}.values():
             if len(work.items) == len(work.features) and work.ask.id in self._held:
                 self._finish(work)

@@ -1,7 +1,9 @@
 """Metrics that a recipe adds to the metrics of its task (`task.metrics`).
 
-Packages provide them as entry points of the group `pretune.metrics`. A metric is a class like the
-`Metrics` of a task; its constructor takes the task and the features, as `Task.metrics` does:
+Packages provide them as entry points of the group `pretune.metrics`, and a person's own code by
+`pretune.register("metric")`. A metric is a function of answers and truths, an object of
+torchmetrics (see `own_metrics`), or a class like the `Metrics` of a task; its constructor takes the
+task and the features, as `Task.metrics` does:
 
     class MeanLength:
         def __init__(self, task: AnyTask, features: Features | None) -> None: ...
@@ -20,6 +22,7 @@ from pretune.data.batch import Features, PackedBatch
 from pretune.errors import PretuneError, RecipeError
 from pretune.registry import Registry
 from pretune.tasks.base import AnyTask, Metrics
+from pretune.tasks.own_metrics import own_metric
 
 #: Metrics that installed packages provide, by name.
 METRICS: Registry[Callable[[AnyTask, Features | None], Metrics]] = Registry(
@@ -62,7 +65,10 @@ class AllMetrics:
             RecipeError: no installed package has a metric of that name.
         """
         # All names are looked up before any metric is made.
-        kinds = {name: METRICS.find(name, error=RecipeError) for name in task.options.metrics}
+        kinds = {
+            name: own_metric(name, METRICS.find(name, error=RecipeError))
+            for name in task.options.metrics
+        }
         added = {name: kind(task, features) for name, kind in kinds.items()}
         return cls(task.metrics(features), added)
 

@@ -14,22 +14,17 @@ Each contract is what one part of pretune asks of a task:
 
 from __future__ import annotations
 
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar, get_args
+from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
 
 import numpy as np
 import torch
 from pydantic import (
-    BaseModel,
     ConfigDict,
     Field,
-    SerializerFunctionWrapHandler,
     ValidationInfo,
-    field_validator,
-    model_serializer,
 )
 from torch import Tensor, nn
 from typing_extensions import override
@@ -39,6 +34,7 @@ from pretune.data.arrays import Array
 from pretune.data.batch import Feature, Features, FeatureSet, PackedBatch, Repaired, Skipped
 from pretune.data.records import Records, is_missing
 from pretune.models.backbone import Backbone
+from pretune.tasks.checked_numbers import CheckedNumbers
 from pretune.tasks.grading import EachLoss, Grade
 from pretune.tokenizers.tokenizer import Tokenizer, segments_of
 
@@ -51,34 +47,11 @@ def is_from_checkpoint(info: ValidationInfo) -> bool:
     return bool((info.context or {}).get("from_checkpoint"))
 
 
-#: A number with underscores in it, which Python reads as one, and YAML and people do not.
-_UNDERSCORED = re.compile(r"\s*[-+]?[\d.]*\d_\d[\d_.]*(?:[eE][-+]?\d+)?\s*")
-
-
-class CheckedNumbers(BaseModel):
-    """A section of a recipe in whose numbers no underscore may stand."""
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _written_plainly(cls, value: Any, info: ValidationInfo) -> Any:
-        """Refuse `1_0`, which pydantic would read as 10, unless it may be a text there."""
-        if isinstance(value, str) and _UNDERSCORED.fullmatch(value):
-            kind = cls.model_fields[str(info.field_name)].annotation
-            if str not in _leaves(kind):
-                raise ValueError("a number is written without _")
-        return value
-
-
-def _leaves(kind: Any) -> set[Any]:
-    """Return the types that a union, or what else is made of types, is made of."""
-    inner = get_args(kind)
-    return {kind}.union(*map(_leaves, inner)) if inner else {kind}
-
-
 class TaskOptions(CheckedNumbers):
     """The `task:` section of a recipe; each task adds keys of its own."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, coerce_numbers_to_str=True)
+    left_out: ClassVar[frozenset[str]] = frozenset({"metrics"})
 
     name: str = Field(description="Which task; `pretune init` lists them.")
     max_length: int = Field(
@@ -86,14 +59,9 @@ class TaskOptions(CheckedNumbers):
     )
     metrics: list[str] = Field(
         [],
-        description="Further metrics to compute in every evaluation, by the names that installed "
-        "packages give them.",
+        description="Further metrics of every evaluation, by the names that your own file (pretune "
+        "--plugin FILE.py) or an installed package gives them.",
     )
-
-    @model_serializer(mode="wrap")
-    def _without_empty_metrics(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave `metrics` out where there are none: files are as they were before the option."""
-        return {k: v for k, v in write(self).items() if k != "metrics" or self.metrics}
 
 
 @dataclass(frozen=True)
@@ -207,6 +175,18 @@ class Preprocessor(ABC):
             with_targets: whether it is to be learned from or evaluated.
         """
         return all(no_text(row.get(name)) for name in self.inputs)
+
+    def check(self, records: Records, row: int, *, with_targets: bool) -> None:  # noqa: B027
+        """Check a record by itself, before anything is learned from the others.
+
+        Args:
+            records: the data set.
+            row: the number of the record.
+            with_targets: whether it is to be learned from.
+
+        Raises:
+            DataError: it cannot be used, whatever the others are; names its file and line.
+        """
 
     def fit(self, records: Records) -> None:  # noqa: B027 - most tasks need nothing
         """Learn from the training records what must be known before the model is built.
@@ -672,10 +652,7 @@ class SumOfRewards(Protocol):
     """Scores replies by a weighted sum."""
 
     def parts(
-        self,
-        prompts: Sequence[str],
-        replies: Sequence[str],
-        records: Sequence[Mapping[str, Any]],
+        self, prompts: Sequence[str], replies: Sequence[str], records: Sequence[Mapping[str, Any]]
     ) -> dict[str, list[float]]:
         """Compute each summand of each reply, without its weight, by name."""
 
@@ -789,12 +766,10 @@ def published_architecture(config: Mapping[str, Any]) -> str:
     return str((config.get("architectures") or [""])[0])
 
 
-def usual_length(
-    config: Mapping[str, Any], limit: int, name: str = "max_position_embeddings"
-) -> int:
+def usual_length(config: Mapping[str, Any], limit: int) -> int:
     """Return a `max_length` for a published checkpoint: its number of positions, at most `limit`.
 
-    That is also `limit` where the entry `name` of `config.json` makes no sense.
+    That is also `limit` where the entry of `config.json` makes no sense.
     """
-    positions = config.get(name, limit)
+    positions = config.get("max_position_embeddings", limit)
     return min(limit, positions) if isinstance(positions, int) and positions > 2 else limit

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args
 
 from pretune.errors import CheckpointError, RecipeError
 from pretune.registry import Registry
-from pretune.tasks.base import AnyTask, published_architecture
+from pretune.tasks.base import AnyTask, Prediction, published_architecture
 
 #: Every task by its name in recipes; a task's module is imported when the task is asked for.
 TASKS: Registry[type[AnyTask]] = Registry(
@@ -22,6 +22,7 @@ TASKS: Registry[type[AnyTask]] = Registry(
         "tag": "pretune.tasks.tagging.tag:Tagger",
         "answer": "pretune.tasks.question_answering.answer:Answerer",
         "mask_lm": "pretune.tasks.masked_lm.mask_lm:MaskLm",
+        "replaced_token": "pretune.tasks.replaced_token.detect:DetectReplaced",
         "causal_lm": "pretune.tasks.causal_lm.causal_lm:CausalLm",
         "chat": "pretune.tasks.dialogue.dialogue:Chat",
         "instruct": "pretune.tasks.dialogue.dialogue:Instruct",
@@ -31,6 +32,7 @@ TASKS: Registry[type[AnyTask]] = Registry(
         "grpo": "pretune.tasks.alignment.grpo:Grpo",
         "rloo": "pretune.tasks.alignment.rloo:Rloo",
         "translate": "pretune.tasks.translation.translate:Translate",
+        "summarize": "pretune.tasks.summarization.summarize:Summarize",
     },
 )
 
@@ -41,10 +43,11 @@ _ARCHITECTURES = {
     "ForTokenClassification": ("tag",),
     "ForQuestionAnswering": ("answer",),
     "ForMaskedLM": ("mask_lm",),
-    "ForPreTraining": ("mask_lm",),
+    "ForPreTraining": ("mask_lm", "replaced_token"),
     "LMHeadModel": ("causal_lm",),
     "ForCausalLM": ("causal_lm",),
     "MarianMTModel": ("translate",),
+    "ForConditionalGeneration": ("translate",),
 }
 
 
@@ -55,6 +58,13 @@ def task_class(name: object) -> type[AnyTask]:
         RecipeError: no task has this name; suggests the nearest.
     """
     return TASKS.find(name, error=RecipeError)
+
+
+def answer_type(task: AnyTask) -> type[Prediction]:
+    """Return the class of a task's answers, as the bases of its class name it."""
+    bases = (base for kind in type(task).__mro__ for base in getattr(kind, "__orig_bases__", ()))
+    named = (kind for base in bases for kind in get_args(base) if isinstance(kind, type))
+    return next((kind for kind in named if issubclass(kind, Prediction)), Prediction)
 
 
 def saved_task_class(name: object, package: object = None) -> type[AnyTask]:

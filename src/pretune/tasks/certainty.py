@@ -14,8 +14,13 @@ class HasCertainty(ABC):
     """Ability: says how sure the model is of its answer, in a number that has derivatives."""
 
     @abstractmethod
-    def certainty(self, outputs: Any, batch: PackedBatch) -> Tensor:
-        """Return how sure the model is of its answer to a batch of one sequence, a scalar.
+    def certainty(self, outputs: Any, batch: PackedBatch, answered: Any) -> Tensor:
+        """Return how sure the model is of an answer to a batch of one sequence, a scalar.
 
         The log-probability of the answer, or what the answer was chosen by; of a score, itself.
+
+        Args:
+            outputs: of the model, for any input.
+            batch: one sequence.
+            answered: the outputs that the answer is read from.
         """

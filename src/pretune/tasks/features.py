@@ -17,8 +17,9 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
+from copy import copy
 from dataclasses import asdict, dataclass, replace
 from functools import cache as cached
 from pathlib import Path
@@ -29,11 +30,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from pretune.corpus.store import StoredDocuments
+from pretune.data.bad_records import LEAVE_OUT, BadRecords, Errors
 from pretune.data.batch import Feature, Features, FeatureSet, Repaired, Skipped
-from pretune.data.cache_folder import cache_folder
-from pretune.data.readers.files import read
-from pretune.data.records import MAX_CHARS, Records
+from pretune.data.columns import guess_columns, guess_note
+from pretune.data.readers.files import read, read_parts
+from pretune.data.readers.in_memory import Table
+from pretune.data.records import MAX_CHARS, ColumnNames, Records
 from pretune.errors import DataError
+from pretune.storage.cache_folder import cache_folder
 from pretune.tasks.base import (
     AdaptsRecords,
     Preprocessor,
@@ -41,6 +45,7 @@ from pretune.tasks.base import (
     ReadsStream,
     ReadsWindows,
 )
+from pretune.text.byte_stream import OnBytes
 from pretune.tokenizers.tokenizer import Tokenizer
 from pretune.version import __version__
 
@@ -52,7 +57,7 @@ _TARGET = "target."
 
 def read_for(
     task: Preprocessor,
-    source: str | Path,
+    source: str | Path | Table,
     *,
     columns: Mapping[str, str],
     encoding: str = "utf-8",
@@ -60,13 +65,18 @@ def read_for(
     max_chars: int | None = None,
     with_targets: bool = True,
     kind: str | None = None,
+    first_look: bool = False,
 ) -> Records:
-    """Read a file, a folder or a Hub dataset for a task, under the task's column names.
+    """Read a file, a folder, a Hub dataset or a table in memory for a task.
+
+    The columns of what is returned have the task's names.
 
     `columns` maps these to the data's. Texts of more than `max_chars` characters (by default
     `longest_text(task)`) are refused as mistakes. Blank lines separate the documents of a `.txt`
     file, except for a task that reads one running text, such as a novel: there the whole file is
-    one record. `kind` is what a file is read as where its name does not tell it (see `read`).
+    one record. `kind` is what a file is read as where its name does not tell it (see `read`). At a
+    `first_look` columns that no name tells are guessed, with a note, and records that cannot be
+    read are left out and counted (`Records.bad`).
 
     Raises:
         DataError: missing, broken, or without a column that the task needs.
@@ -79,21 +89,93 @@ def read_for(
         text_unit="file" if isinstance(task, ReadsStream) else "blank-line",
         columns={**{name: name for name in known_columns(task)}, **columns},
         kind=kind,
+        keep_bad=first_look,
     )
-    return adapt_records(task, records, columns, with_targets=with_targets)
+    if first_look and not isinstance(task, AdaptsRecords):
+        needed = [*task.inputs, *(task.targets if with_targets else ())]
+        guessed = guess_columns(records, needed, columns)
+        if guessed:
+            records = records.noting(guess_note(records, guessed))
+            names = copy(columns) if isinstance(columns, ColumnNames) else dict(columns)
+            names.update(guessed)
+            columns = names
+    return adapt_records(task, records, columns, with_targets=with_targets, keep_bad=first_look)
+
+
+def read_parts_for(
+    task: Preprocessor,
+    source: str | Path,
+    size: int,
+    *,
+    columns: Mapping[str, str],
+    encoding: str = "utf-8",
+    quoting: str = "auto",
+    kind: str | None = None,
+    on_bytes: OnBytes | None = None,
+) -> Iterator[Records]:
+    """Read what a task is to answer, as `read_for` does, `size` records at a time (`read_parts`).
+
+    Raises:
+        DataError: missing, broken, or without a column that the task needs.
+    """
+    parts = read_parts(
+        *(source, size),
+        encoding=encoding,
+        quoting=quoting,
+        max_chars=longest_text(task),
+        text_unit="file" if isinstance(task, ReadsStream) else "blank-line",
+        columns={**{name: name for name in known_columns(task)}, **columns},
+        kind=kind,
+        on_bytes=on_bytes,
+    )
+    for part in parts:
+        yield adapt_records(task, part, columns, with_targets=False)
 
 
 def adapt_records(
-    task: Preprocessor, records: Records, columns: Mapping[str, str], *, with_targets: bool = True
+    task: Preprocessor,
+    records: Records,
+    columns: Mapping[str, str],
+    *,
+    with_targets: bool = True,
+    keep_bad: bool = False,
 ) -> Records:
     """Bring records into the form a task reads: `columns` maps its column names to the data's.
+
+    With `keep_bad` records that have none of a task's formats are left out and counted.
 
     Raises:
         DataError: a column that the task needs is missing.
     """
     if isinstance(task, AdaptsRecords):
-        records = task.adapted(records, columns, with_targets)
+        try:
+            records = replace(task.adapted(records, columns, with_targets), bad=records.bad)
+        except DataError as error:
+            if not keep_bad or not error.message.startswith(f"{records.origin}, "):
+                raise
+            records = _adaptable(task, records, columns, with_targets)
     return records.mapped(columns, [*task.inputs, *(task.targets if with_targets else ())])
+
+
+def _adaptable(
+    task: AdaptsRecords, records: Records, columns: Mapping[str, str], with_targets: bool
+) -> Records:
+    """Adapt the records that a task can adapt, and count the others.
+
+    Raises:
+        DataError: it can adapt none of them.
+    """
+    bad, good = records.bad or BadRecords(records.origin), []
+    for row in range(len(records)):
+        try:
+            task.adapted(records.take([row]), columns, with_targets)
+        except DataError as error:
+            bad.add(error)
+        else:
+            good.append(row)
+    if not good:
+        raise bad.error(len(records))
+    return replace(task.adapted(records.take(good), columns, with_targets), bad=bad)
 
 
 def own_columns(task: Preprocessor) -> tuple[str, ...]:
@@ -121,11 +203,14 @@ def featurize(
     evaluation: bool = False,
     progress: Callable[[int], None] | None = None,
     cache: FeatureCache | None = None,
+    errors: Errors | None = None,
 ) -> Features:
     """Make the features of records, which they have as `rows`, or of a prepared corpus, on demand.
 
     Targets are left out for prediction, where records have no labels. `progress` is called with the
     number of records done; `cache` may have the features of an earlier run, and keeps new ones.
+    `errors` says what is done about records that cannot be used: with `skip` they are skipped, with
+    `stop` all of them are one error, and with None the first is an error.
 
     Raises:
         DataError: a record cannot be used (names its file, line and column); a corpus was made with
@@ -146,6 +231,7 @@ def featurize(
         evaluation=evaluation,
         progress=progress,
         cache=cache,
+        errors=errors,
     )
 
 
@@ -158,13 +244,14 @@ def record_features(
     evaluation: bool = False,
     progress: Callable[[int], None] | None = None,
     cache: FeatureCache | None = None,
+    errors: Errors | None = None,
 ) -> FeatureSet:
     """Make the features of records, as `featurize` does, in arrays.
 
     Records without text are skipped where they have targets: nothing is learned from them.
     """
     how: dict[str, Any] = {"with_targets": with_targets, "evaluation": evaluation}
-    how |= {"progress": progress, "cache": cache}
+    how |= {"progress": progress, "cache": cache, "errors": errors}
     empty = [with_targets and task.without_text(row, with_targets=True) for row in records.rows]
     if not any(empty):
         return _record_features(task, records, tokenizer, **how)
@@ -191,24 +278,30 @@ def _record_features(
     evaluation: bool,
     progress: Callable[[int], None] | None,
     cache: FeatureCache | None,
+    errors: Errors | None,
 ) -> FeatureSet:
     # Features of an earlier run, if they would be the same.
     key = ""
     if cache is not None:
         how = [task.name, source_of(type(task)), task.feature_key(), with_targets, evaluation]
-        key = cache.key(records, tokenizer, how)
+        key = cache.key(records, tokenizer, [*how, *(["skip"] if errors == "skip" else [])])
         if (kept := cache.read(key)) is not None:
             return replace(kept, rows=records.rows)
     remarks: list[Skipped | Repaired] = []
+    bad = BadRecords(records.origin)
+
+    def made(rows: range) -> Iterable[Feature | Skipped | Repaired]:
+        if evaluation:
+            return task.evaluation_features(records, rows, tokenizer)
+        return task.features(records, rows, tokenizer, with_targets=with_targets)
 
     # Otherwise they are made now, some records at a time, so that progress can be shown.
     def stream() -> Iterable[Feature]:
         for start in range(0, len(records), CHUNK):
             rows = range(start, min(start + CHUNK, len(records)))
-            if evaluation:
-                items = task.evaluation_features(records, rows, tokenizer)
-            else:
-                items = task.features(records, rows, tokenizer, with_targets=with_targets)
+            # One running text is not made of records that could be left out.
+            alone = errors is None or isinstance(task, ReadsStream)
+            items = made(rows) if alone else _of_good_records(records, rows, made, bad)
             # Remarks about records are set aside on the way.
             for item in items:
                 if isinstance(item, Skipped | Repaired):
@@ -221,6 +314,8 @@ def _record_features(
     # The remarks are complete once all features have been read.
     start = time.perf_counter()
     features = FeatureSet.of(stream())
+    if bad.count and (errors == "stop" or not len(features)):
+        raise bad.error(len(records), LEAVE_OUT if len(features) else "")
     features = replace(
         features,
         skipped=tuple(item for item in remarks if isinstance(item, Skipped)),
@@ -229,6 +324,37 @@ def _record_features(
     if cache is not None:
         cache.keep(key, features, time.perf_counter() - start)
     return replace(features, rows=records.rows)
+
+
+def _of_good_records(
+    records: Records,
+    rows: range,
+    made: Callable[[range], Iterable[Feature | Skipped | Repaired]],
+    bad: BadRecords,
+) -> list[Feature | Skipped | Repaired]:
+    """Return what is made of some records; those that cannot be used are `Skipped` and counted.
+
+    Args:
+        records: the data set.
+        rows: which of its records.
+        made: makes the features of some rows.
+        bad: takes what is wrong.
+    """
+    try:
+        return list(made(rows))
+    except DataError:
+        pass
+    # Which of them they are shows one by one.
+    items: list[Feature | Skipped | Repaired] = []
+    for row in rows:
+        try:
+            items += made(range(row, row + 1))
+        except DataError as error:
+            if not error.message.startswith(f"{records.origin}, "):
+                error = DataError(f"{records.where(row)}: {error.message}", error.hint)
+            bad.add(error)
+            items.append(Skipped(row, error.message))
+    return items
 
 
 @dataclass(frozen=True)
@@ -257,7 +383,7 @@ class FeatureCache:
         digest = hashlib.sha256()
         known = {name: list(names) for name, names in records.categories.items()}
         fixed = [[__version__, _sources()], how, known, records.max_chars, tokenizer.special]
-        engines = [tokenizer.engine.to_str(), tokenizer.written.engine.to_str()]
+        engines = [*tokenizer.rules, *tokenizer.written.rules]
         for part in (json.dumps(fixed, sort_keys=True), *engines):
             digest.update(part.encode("utf-8", "surrogatepass") + b"\0")
         for row in records.rows:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
+
+from pretune.data.batch import PackedBatch
 
 
 @dataclass(frozen=True)
@@ -57,3 +62,28 @@ class Grade:
     def confidence(self) -> float | None:
         """The confidence of the least certain decision; None without decisions."""
         return min((decision.confidence for decision in self.decisions), default=None)
+
+
+class TellsTruths(ABC):
+    """Ability: says in plain values what a batch has for answers, and what is true.
+
+    Where a task lacks it, functions get both as text, as reports show them, and objects of
+    torchmetrics are refused.
+    """
+
+    @abstractmethod
+    def answers_and_truths(
+        self, outputs: Any, batch: PackedBatch
+    ) -> tuple[Sequence[Any], Sequence[Any]]:
+        """Return the answer to each feature of a batch, and the truth, of the same type.
+
+        The truth of a feature without a label is None.
+        """
+
+    @abstractmethod
+    def scores_and_targets(self, outputs: Any, batch: PackedBatch) -> tuple[Tensor, Tensor]:
+        """Return what an object of torchmetrics takes: `preds` and `target`.
+
+        Of one class of K `[B, K]` probabilities and `[B]` int64; of K labels `[B, K]` of both; of
+        scores `[B]` float32 of both.
+        """

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
+import shlex
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -75,16 +77,16 @@ def label_text(records: Records, row: int, column: str, value: Any) -> str:
     if isinstance(value, float) and math.isfinite(value):
         raise DataError(
             f"{records.where(row, column)}: a label is a name or a whole number, found {value!r}",
-            f"If these are scores, train task.name=regress data.columns.score={column}; if they "
-            "are names, write them as text.",
+            "If these are scores, train task.name=regress "
+            f"{shlex.quote(f'data.columns.score={records.in_data(column)}')}; if they are names, "
+            "write them as text.",
         )
     label = clean_label(value) if isinstance(value, str) else str(value)
     if isinstance(value, list | tuple | set | np.ndarray) and column == "label":
-        theirs = records.renamed.get(column, column)
+        named = shlex.quote(f"data.columns.labels={records.in_data(column)}")
         raise DataError(
-            f"{records.where(row, theirs)}: a list, where one label is expected ({brief(value)})",
-            "multilabel gives a text any number of labels: task.name=multilabel "
-            f"data.columns.labels={theirs}",
+            f"{records.where(row, column)}: a list, where one label is expected ({brief(value)})",
+            f"multilabel gives a text any number of labels: task.name=multilabel {named}",
         )
     if value is None or not label or isinstance(value, float | list | tuple | set | dict):
         raise DataError(
@@ -139,18 +141,25 @@ def choose_labels(
     Raises:
         RecipeError: the recipe lists a label twice.
     """
-    # In a map two spellings of the data may stand for the same label; a list has each once.
     if given is not None:
         if not isinstance(given, Mapping) and (twice := _repeated(list(given))) is not None:
             raise RecipeError(
                 f"the recipe lists the label '{brief(twice)}' twice",
                 "Give each label once, in the order of the model's outputs.",
             )
-        return list(dict.fromkeys(given.values() if isinstance(given, Mapping) else given))
+        return listed_labels(given)
     if column in records.categories:
         return list(records.categories[column])
     spellings = _spellings(_count_raw(records, raw_labels, held_back=True))
     return sorted((shortest(own) for own in spellings.values()), key=numbers_first)
+
+
+def listed_labels(given: LabelNames) -> list[str]:
+    """Return the labels that a recipe gives, in their order.
+
+    In a map two spellings of the data may stand for the same label; a list has each once.
+    """
+    return list(dict.fromkeys(given.values() if isinstance(given, Mapping) else given))
 
 
 def shortest(spellings: Iterable[str]) -> str:
@@ -212,8 +221,17 @@ def look_alikes(counts: Mapping[str, int]) -> Iterator[str]:
             yield (
                 f"these labels differ only in case, blanks or the format of a number: "
                 f"{_quoted(group)}; if they are the same, correct the data, or map each spelling "
-                "to its label with task.labels={...}"
+                f"to its label with {_as_one(counts, alike.values())}"
             )
+
+
+def _as_one(counts: Mapping[str, int], groups: Iterable[Mapping[str, int]]) -> str:
+    """Return the option that makes one label of each group, ready to be pasted into a shell."""
+    if len(counts) > SHOWN_LABELS:
+        return "task.labels={...}"
+    frequent = {label: max(own, key=own.__getitem__) for own in groups for label in own}
+    names = json.dumps({label: frequent[label] for label in counts}, ensure_ascii=False)
+    return shlex.quote(f"task.labels={names}")
 
 
 def listed_label(label: str) -> str:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from pretune.errors import DataError
+from pretune.storage.object_store import is_url, local_copy, look_up, opened
 from pretune.text.file_kinds import is_gzip, refuse_binary
 
 STDIN = "-"
@@ -60,7 +61,12 @@ def is_passing(path: str | Path) -> bool:
 
 
 def is_file(path: str | Path) -> bool:
-    """Whether there is something to read: a file or a pipe. No name raises an error."""
+    """Whether there is something to read: a file, a pipe or an object in storage.
+
+    No name raises an error but one in a storage that cannot be reached (DataError).
+    """
+    if is_url(path):
+        return look_up(path) is not None
     return os.path.isfile(path) or is_pipe(path)
 
 
@@ -68,8 +74,10 @@ def spooled(path: str | Path) -> str:
     """A file with the bytes of a pipe, which can be read only once; any other path as it is.
 
     Later calls give the same file, unless the pipe was written to in between. It is deleted when
-    the process ends.
+    the process ends. Of an object in storage it is the copy in the cache.
     """
+    if is_url(path):
+        return str(local_copy(path))
     if not is_pipe(path):
         return str(path)
     status = os.stat(path)
@@ -118,7 +126,7 @@ def _opened(file: str) -> Iterator[BinaryIO]:
     if file == STDIN:
         yield sys.stdin.buffer
         return
-    with open(spooled(file), "rb") as handle:
+    with opened(file) if is_url(file) else open(spooled(file), "rb") as handle:
         yield handle
 
 

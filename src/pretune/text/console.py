@@ -12,6 +12,7 @@ from rich.style import Style
 from rich.text import Text
 from typing_extensions import override
 
+from pretune.text.spoken_language import tr
 from pretune.text.terminal import LastingStream, for_terminal, hanging
 
 
@@ -43,5 +44,8 @@ class PlainConsole(Console):
             yield Segment(text if control else for_terminal(text), style, control)
 
     def say(self, text: object, style: str | Style | None = None) -> None:
-        """Show a message, its further lines indented, for the terminal to wrap."""
-        self.print(hanging(text), style=style, soft_wrap=True)
+        """Show a message of ours, its further lines indented, for the terminal to wrap.
+
+        It is put into the language that is spoken.
+        """
+        self.print(hanging(tr(str(text))), style=style, soft_wrap=True)

@@ -8,7 +8,7 @@ import itertools
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -70,6 +70,20 @@ def lines_of(text: str) -> list[str]:
     if lines[-1] == "":
         lines.pop()
     return [line.removesuffix("\r") for line in lines]
+
+
+def lines_in(chunks: Iterable[str]) -> Iterator[str]:
+    """The lines of a text that comes in chunks, as `lines_of` splits it."""
+    rest, ended = "", False
+    for chunk in chunks:
+        *whole, rest = (rest + chunk).split("\n")
+        ended = ended or bool(whole)
+        yield from (line.removesuffix("\r") for line in whole)
+    # Without any line feed the text may be of an old Mac.
+    if not ended:
+        yield from lines_of(rest)
+    elif rest:
+        yield rest.removesuffix("\r")
 
 
 def _write_mark(error: UnicodeError) -> tuple[str, int]:
@@ -157,10 +171,32 @@ def decode_file(path: Path, encoding: str = "utf-8", *, longest_line: int | None
         DataError: as in `decoded`; a line has over `longest_line` characters; or a packed file has
             more text than `MOST_UNPACKED`.
     """
-    parts: list[str] = []
+    return "".join(file_chunks(path, encoding, longest_line=longest_line))
+
+
+def file_chunks(
+    path: Path,
+    encoding: str = "utf-8",
+    *,
+    longest_line: int | None = None,
+    in_memory: bool = True,
+    on_bytes: OnBytes | None = None,
+) -> Iterator[str]:
+    """The text of a data file, a chunk at a time, without a byte order mark.
+
+    Args:
+        path: the file.
+        encoding: of the text.
+        longest_line: the most characters of a line.
+        in_memory: whether all of it is to be kept, so that it must not be larger than
+            `MOST_UNPACKED`.
+        on_bytes: called with the number of bytes read from the disk since the last call.
+
+    Raises:
+        DataError: as `decode_file` does.
+    """
     line, held, total = 1, 0, 0
-    for text in decoded(str(path), encoding, option="data.encoding="):
-        parts.append(text)
+    for text in decoded(str(path), encoding, on_bytes, option="data.encoding="):
         line += text.count("\n")
         # Only lines that go on over several chunks can be too long.
         rest = len(text) - 1 - max(text.rfind("\n"), text.rfind("\r"))
@@ -171,12 +207,12 @@ def decode_file(path: Path, encoding: str = "utf-8", *, longest_line: int | None
                 "Each line is a record; look for line ends that are missing.",
             )
         total += len(text)
-        if total > MOST_UNPACKED and total > os.path.getsize(path):
+        if in_memory and total > MOST_UNPACKED and total > os.path.getsize(path):
             raise DataError(
                 f"{path}: unpacks to over {MOST_UNPACKED:,} characters",
                 "Decompress it first, or prepare it as a corpus: pretune prepare",
             )
-    return "".join(parts)
+        yield text
 
 
 class Problem(NamedTuple):

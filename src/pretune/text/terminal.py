@@ -11,7 +11,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from io import TextIOWrapper
 from typing import Any, TextIO, cast
@@ -25,6 +25,8 @@ _STEERS = re.compile(f"[{_UNSAFE}]")
 _STEERS_OR_BREAKS = re.compile(f"[\t\n\u061c\u200e\u200f\u2028\u2029{_UNSAFE}]")
 #: Errors of a stream whose reader is gone: a closed pipe, terminal or descriptor.
 _UNREAD = (errno.EPIPE, errno.EIO, errno.EBADF)
+#: Characters of a name that are shown where a list of names is.
+NAME_CHARS = 60
 
 
 def for_terminal(text: object) -> str:
@@ -35,6 +37,19 @@ def for_terminal(text: object) -> str:
 def in_line(text: object) -> str:
     r"""Write a label, a file name or a text on one line: a line end as `\n`, escape as `\x1b`."""
     return _STEERS_OR_BREAKS.sub(lambda m: m[0].encode("unicode_escape").decode(), str(text))
+
+
+def names_in_line(names: Iterable[object], most: int = 20) -> str:
+    """List names that data have, such as keys: quoted, shortened, of many the first and how many.
+
+    Args:
+        names: whatever a person gave.
+        most: how many are listed.
+    """
+    texts = [str(name) for name in names]
+    cut = [text if len(text) <= NAME_CHARS else f"{text[: NAME_CHARS - 1]}…" for text in texts]
+    listed = ", ".join(map(repr, cut[:most]))
+    return listed if len(texts) <= most else f"{listed}, … ({len(texts):,})"
 
 
 def hanging(text: object) -> str:

@@ -72,11 +72,16 @@ def add_named(engine: RustTokenizer, settings: Mapping[str, Any], usual: Mapping
     for name in _ORDER:
         token = named_token(settings, name, usual)
         if token and (name in settings or engine.token_to_id(token) is not None):
-            marked[token] = _made(settings.get(name), content=token)
+            marked[token] = _made(settings.get(name, usual.get(name)), content=token)
     # Tokens that are there already keep the way in which they are matched.
     known = {token.content: token for token in engine.get_added_tokens_decoder().values()}
+    named = {*marked}
     marked |= _extra(settings)
-    engine.add_special_tokens([known.get(content, token) for content, token in marked.items()])
+    for content, entry in marked.items():
+        chosen = known.get(content, entry)
+        # Of those in a list, some are words that are never divided: they stay in a text.
+        special = content in named or chosen.special or entry.special
+        (engine.add_special_tokens if special else engine.add_tokens)([chosen])
 
 
 def named_token(settings: Mapping[str, Any], name: str, usual: Mapping[str, str]) -> str:

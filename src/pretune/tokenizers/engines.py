@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,6 +13,10 @@ from tokenizers import Tokenizer as RustTokenizer
 #: A longer word becomes one [UNK]. Google's tokenization.py has 200, but every published
 #: tokenizer.json and transformers have 100, and models are used with those.
 LONGEST_WORD = 100
+#: Stands for a space in the pieces of SentencePiece.
+SPACE = "\u2581"
+#: Put before the name of a token that no text may lead to: it is in no text.
+UNREACHED = "\uffff"
 
 
 def bert_normalizer(
@@ -59,18 +64,56 @@ def frame_as_bert(engine: RustTokenizer, begin: str = "[CLS]", end: str = "[SEP]
     )
 
 
-def frame_with_ends(engine: RustTokenizer, begin: str | None, end: str | None) -> None:
-    """Make an engine put a token before each text, after it, or both."""
+def ends_processor(
+    engine: RustTokenizer, begin: str | None, end: str | None
+) -> processors.TemplateProcessing:
+    """Make what puts a token before each text, after it, or both; the engine has their ids."""
     before, after = [[] if token is None else [token] for token in (begin, end)]
     first, second = (
         [*(f"{t}:{i}" for t in before), f"${name}:{i}", *(f"{t}:{i}" for t in after)]
         for i, name in enumerate("AB")
     )
-    engine.post_processor = processors.TemplateProcessing(
+    return processors.TemplateProcessing(
         single=first,
         pair=[*first, *second],
         special_tokens=[(token, engine.token_to_id(token)) for token in {*before, *after}],
     )
+
+
+def literal_engine(engine: RustTokenizer) -> RustTokenizer:
+    """An engine whose model never makes a special token of its name in a text.
+
+    `encode_special_tokens` leaves such names to the model. Unigram has them among its pieces, with
+    the best of all scores; a BPE may have merges that lead to them. Then it is a copy that has
+    other names for them; else the engine itself.
+    """
+    special = {t.content for t in engine.get_added_tokens_decoder().values() if t.special}
+    if not any(_spells_whole(engine, name) for name in special):
+        return engine
+    parts = json.loads(engine.to_str())
+
+    def renamed(text: str) -> str:
+        return UNREACHED + text if text in special else text
+
+    model = parts["model"]
+    if isinstance(model["vocab"], list):
+        model["vocab"] = [[renamed(text), score] for text, score in model["vocab"]]
+    else:
+        model["vocab"] = {renamed(text): number for text, number in model["vocab"].items()}
+        merges = [m.split(" ") if isinstance(m, str) else m for m in model["merges"]]
+        model["merges"] = [m for m in merges if not special & {*m, "".join(m)}]
+    if model.get("unk_token") is not None:
+        model["unk_token"] = renamed(model["unk_token"])
+    for token in parts["added_tokens"]:
+        token["content"] = renamed(token["content"])
+    return RustTokenizer.from_str(json.dumps(parts))
+
+
+def _spells_whole(engine: RustTokenizer, name: str) -> bool:
+    """Whether the model makes one token of a text that is the name of a special token."""
+    if not isinstance(engine.model, models.Unigram | models.BPE):
+        return False
+    return any(token.id == engine.token_to_id(name) for token in engine.model.tokenize(name))
 
 
 def drop_segments(engine: RustTokenizer) -> None:
@@ -80,6 +123,27 @@ def drop_segments(engine: RustTokenizer) -> None:
         state = _in_one_segment(json.loads(processor.__getstate__()))
         processor.__setstate__(json.dumps(state).encode())
         engine.post_processor = processor
+
+
+def precompiled_step(engine: RustTokenizer) -> normalizers.Normalizer | None:
+    """The table of replacements (of SentencePiece) in an engine's normalizer, or None."""
+    state = None if engine.normalizer is None else json.loads(engine.normalizer.__getstate__())
+    steps = [] if state is None else state.get("normalizers", [state])
+    tables = (step["precompiled_charsmap"] for step in steps if step["type"] == "Precompiled")
+    table = next(tables, None)
+    return None if table is None else normalizers.Precompiled(base64.b64decode(table))
+
+
+def with_spelling(engine: RustTokenizer, usual: RustTokenizer) -> models.Model:
+    """The model of an engine, with the rules of another one for how words are spelled."""
+    model: models.Model = engine.model
+    if spell_alike(engine, usual):
+        return model
+    state, rules = (json.loads(e.model.__getstate__()) for e in (engine, usual))
+    model = type(model)()
+    kept = {"vocab": state["vocab"]} | {k: state[k] for k in ("merges",) if k in state}
+    model.__setstate__(json.dumps({**rules, **kept}).encode())
+    return model
 
 
 def spell_alike(one: RustTokenizer, other: RustTokenizer) -> bool:
@@ -167,6 +231,16 @@ def byte_level_engine(
     engine.decoder = decoders.ByteLevel()
     engine.post_processor = processors.ByteLevel(trim_offsets=False)
     return engine
+
+
+def space_before_words(engine: RustTokenizer) -> bool:
+    """Make a byte-level engine put a space before each text or word; whether it did not before."""
+    cutter = engine.pre_tokenizer
+    if not isinstance(cutter, pre_tokenizers.ByteLevel) or cutter.add_prefix_space:
+        return False
+    cutter.add_prefix_space = True
+    engine.pre_tokenizer = cutter
+    return True
 
 
 def character_engine(vocabulary: Mapping[str, int], unknown: str | None) -> RustTokenizer:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+
+from tokenizers import decoders
 
 from pretune.tokenizers.tokenizer import Tokenizer
 from pretune.tokenizers.unknown import DroppedCharacters
@@ -52,12 +52,13 @@ def measure_tokenizer(tokenizer: Tokenizer, texts: Iterable[str]) -> TokenizerFi
             lost += dropped(text).total()
             unknown += 0 if unknown_id is None else encoding.ids.count(unknown_id)
     # Entries are shown as text, and compared by their whole characters.
-    byte_level = tokenizer.settings.get("tokenizer_class") == "GPT2Tokenizer"
+    byte_level = isinstance(tokenizer.engine.decoder, decoders.ByteLevel)
     show = _readable if byte_level else str
     entries, divisor = _entries(tokenizer), max(tokens, 1)
 
     def length(entry: str) -> int:
-        whole = _bytes(entry).decode(errors="ignore") if byte_level else entry.removeprefix("##")
+        bytewise = byte_level and all(character in _BYTES for character in entry)
+        whole = _bytes(entry).decode(errors="ignore") if bytewise else entry.removeprefix("##")
         return len(whole)
 
     def tokens_of(line: str) -> tuple[str, ...]:
@@ -96,10 +97,10 @@ def _example_lines(texts: list[str]) -> list[str]:
 
 def _entries(tokenizer: Tokenizer) -> list[str]:
     """The entries of more than one symbol, by id, without special tokens."""
-    model: dict[str, Any] = json.loads(tokenizer.engine.to_str())["model"]
+    vocabulary = tokenizer.engine.get_vocab(with_added_tokens=False)
     special = {token.content for token in tokenizer.engine.get_added_tokens_decoder().values()}
     entries = []
-    for token in sorted(model["vocab"], key=model["vocab"].__getitem__):
+    for token in sorted(vocabulary, key=vocabulary.__getitem__):
         bare = token.removeprefix("##") if len(token) > 2 else token
         if len(bare) > 1 and token not in special:
             entries.append(token)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,53 +12,64 @@ from tokenizers import Tokenizer as RustTokenizer
 from pretune.errors import CheckpointError
 from pretune.text.file_kinds import refuse_lfs_pointer
 from pretune.tokenizers.added_tokens import ADDED_FILE, add_listed, add_named, named_token
-from pretune.tokenizers.classes import (
+from pretune.tokenizers.class_rules import (
+    CLASS_RULES,
     END_OF_TEXT,
     GPT2,
-    INPUTS,
-    PLAIN,
+    ROBERTA,
     UNCASED,
     WORDPIECE,
-    base_name,
-    builds,
-    class_of_model,
-    gives_segments,
-    suits,
-    usual_tokens,
 )
+from pretune.tokenizers.classes import builds, suits, unreadable, usual_tokens
 from pretune.tokenizers.engines import (
     bert_normalizer,
     byte_level_engine,
-    drop_segments,
+    ends_processor,
     frame_as_bert,
-    frame_with_ends,
     wordpiece_engine,
 )
+from pretune.tokenizers.folder_files import (
+    OURS,
+    class_of_folder,
+    described_settings,
+    finished,
+    of_another_class,
+    of_class,
+    read_object_file,
+    read_text_file,
+    special_tokens,
+)
 from pretune.tokenizers.growth import refuse_growth
+from pretune.tokenizers.model_types import MARIAN, MARIAN_FILES, PIECES, PLAIN
 from pretune.tokenizers.tokenizer import (
     DECODER,
-    SPECIAL_NAMES,
     TARGET_FILE,
     TARGET_KEY,
     Tokenizer,
     is_panic,
 )
 
-#: Special tokens of a vocabulary that has them, where no file names any: the published GPT-2 has
-#: `tokenizer.json`, but no file that names its end of text.
-_USUAL = {**usual_tokens(GPT2), **usual_tokens("BertTokenizer")}
+#: Files with a vocabulary; SentencePiece's end in `PIECES`.
+_VOCABULARIES = frozenset(("tokenizer.json", "vocab.txt", "merges.txt"))
 #: A folder with named chat templates, a file each.
 _TEMPLATES = "additional_chat_templates"
-#: A checkpoint of ours has this file (see bundle/task_file.py).
-_OURS = "pretune.json"
+#: The classes whose bare `vocab.json` and `merges.txt` are read.
+_FROM_MERGES = frozenset((GPT2, "Qwen2Tokenizer", *ROBERTA))
+
+
+def has_tokenizer(folder: str | Path) -> bool:
+    """Whether a folder has a file that a tokenizer is read from, be it damaged or not."""
+    if not os.path.isdir(folder):  # a Path raises an error if a name is too long
+        return False
+    return any(n in _VOCABULARIES or n.endswith(PIECES) for n in os.listdir(folder))
 
 
 def load_tokenizer(source: str | Path, *, lowercase: bool | None = None) -> Tokenizer:
     """Load a tokenizer.
 
     Args:
-        source: a folder with `tokenizer.json`, `vocab.txt`, or `vocab.json` and `merges.txt`; or
-            one of the first two files.
+        source: a folder with `tokenizer.json`, `vocab.txt`, `vocab.json` and `merges.txt`, or the
+            SentencePiece file of its class; or one of these files, but for the last two.
         lowercase: whether the model is uncased, for a bare `vocab.txt` only. Default:
             `do_lower_case` in the `tokenizer_config.json` beside it; without one, uncased unless
             the vocabulary has words with capital letters.
@@ -68,7 +79,7 @@ def load_tokenizer(source: str | Path, *, lowercase: bool | None = None) -> Toke
     """
     path = Path(source)
     folder = path if path.is_dir() else path.parent
-    settings = _read_json(folder / "tokenizer_config.json")
+    settings = read_object_file(folder / "tokenizer_config.json")
     if templates := _template_files(folder):
         settings["chat_template"] = templates
     tokenizer = _load(path, settings, lowercase)
@@ -86,10 +97,19 @@ def load_tokenizer(source: str | Path, *, lowercase: bool | None = None) -> Toke
 
 
 def _load(path: Path, settings: dict[str, Any], lowercase: bool | None) -> Tokenizer:
+    kind, _ = class_of_folder(path, settings) if path.is_dir() else (None, False)
+    if kind in (MARIAN, None) and all((path / name).is_file() for name in MARIAN_FILES):
+        from pretune.tokenizers.marian import load_marian  # which few need
+
+        return load_marian(
+            path, described_settings(path, settings), read_object_file(path / ADDED_FILE)
+        )
     # A file is named: it decides.
     if path.is_file():
         if path.suffix == ".json":
             return _from_json(path, settings)
+        if path.suffix in PIECES:
+            return _from_pieces(path, settings)
         return _from_vocabulary(path, settings, lowercase)
     # tokenizer.json is complete; the other files leave details to their model's conventions.
     if (path / "tokenizer.json").is_file():
@@ -98,36 +118,19 @@ def _load(path: Path, settings: dict[str, Any], lowercase: bool | None) -> Token
         return _from_vocabulary(path / "vocab.txt", settings, lowercase)
     if (path / "vocab.json").is_file() and (path / "merges.txt").is_file():
         return _from_merges(path, settings)
+    if any(file.suffix in PIECES for file in path.glob("*")):
+        return _from_pieces(path, settings)
     raise CheckpointError(
         f"{path}: no tokenizer here",
-        "Expected tokenizer.json (Hugging Face layout), vocab.txt (WordPiece), or vocab.json and "
-        "merges.txt (GPT-2) in that folder.",
+        "Expected tokenizer.json (Hugging Face layout), vocab.txt (WordPiece), vocab.json and "
+        "merges.txt (GPT-2), or a SentencePiece file (.model, .spm) in that folder.",
     )
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        value = json.loads(_read_text(path))
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: not valid JSON ({error})", "Copy the file again.") from None
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path}: expected a JSON object", "Copy the file again.")
-    return value
+def _from_pieces(path: Path, settings: dict[str, Any]) -> Tokenizer:
+    from pretune.tokenizers.from_pieces import from_pieces, pieces_in  # which few need
 
-
-def _read_text(path: Path) -> str:
-    """The text of a file, without a byte order mark."""
-    refuse_lfs_pointer(path)
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise CheckpointError(f"{path}: not UTF-8 ({error})", "Copy the file again.") from None
-    except OSError as error:
-        raise CheckpointError(
-            f"{path}: cannot be read ({error.strerror})", "Check its owner and mode."
-        ) from None
+    return from_pieces(pieces_in(path, settings) if path.is_dir() else path, settings)
 
 
 def _template_files(folder: Path) -> str | list[dict[str, str]]:
@@ -136,29 +139,8 @@ def _template_files(folder: Path) -> str | list[dict[str, str]]:
     if (default := folder / "chat_template.jinja").is_file():
         files["default"] = default
     if [*files] == ["default"]:
-        return _read_text(files["default"])
-    return [{"name": name, "template": _read_text(path)} for name, path in files.items()]
-
-
-def _described(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings with the special tokens of `special_tokens_map.json`.
-
-    As in transformers, that file is of no account where the settings list the added tokens.
-    """
-    named = _read_json(folder / "special_tokens_map.json")
-    return settings if settings.get(DECODER) is not None else {**settings, **named}
-
-
-def special_tokens(engine: RustTokenizer, settings: Mapping[str, Any]) -> dict[str, str]:
-    """The special tokens of a vocabulary by name: from its settings, or else the usual ones."""
-    special = {}
-    for name in SPECIAL_NAMES:
-        token = settings.get(name, _USUAL.get(name))
-        if isinstance(token, dict):  # the long form: {"content": "[CLS]", "lstrip": false, ...}
-            token = token.get("content")
-        if isinstance(token, str) and engine.token_to_id(token) is not None:
-            special[name] = token
-    return special
+        return read_text_file(files["default"])
+    return [{"name": name, "template": read_text_file(path)} for name, path in files.items()]
 
 
 def _from_json(path: Path, settings: dict[str, Any]) -> Tokenizer:
@@ -172,10 +154,10 @@ def _from_json(path: Path, settings: dict[str, Any]) -> Tokenizer:
             f"{path}: not a tokenizer.json that can be read ({error})",
             "Copy the file again, or remove it if there is a vocab.txt beside it.",
         ) from None
-    parts = _read_json(path)
+    parts = read_object_file(path)
     refuse_growth(path, engine)
     folder, model = path.parent, engine.model
-    kind, stated = _class_of(folder, settings)
+    kind, stated = class_of_folder(folder, settings, path)
     # Some classes take the vocabulary alone from the file, and the rest from the settings.
     fits = suits(kind, model)
     if stated and not fits:
@@ -186,7 +168,7 @@ def _from_json(path: Path, settings: dict[str, Any]) -> Tokenizer:
             f'write "tokenizer_class": "{PLAIN}" into tokenizer_config.json.',
         )
     tokens = parts["added_tokens"]
-    if (folder / _OURS).is_file():
+    if (folder / OURS).is_file():
         # An earlier version of ours left a list in the settings that lacked its own new tokens.
         settings.pop(DECODER, None)
         # It also kept settings that the file did not follow, and trained with the file.
@@ -206,10 +188,23 @@ def _from_json(path: Path, settings: dict[str, Any]) -> Tokenizer:
         made = _byte_level(path, vocabulary, [(a, b) for a, b in merges], settings, tokens)
         if engine.post_processor is not None:
             made.engine.post_processor = engine.post_processor
-        return _finished(made, folder, kind)
-    # Any other is complete; files beside it may list more tokens, and must not contradict it.
-    described, usual = _described(folder, settings), usual_tokens(kind)
-    if fits and not builds(kind, described, engine):
+        return finished(made, folder, kind)
+    if kind in CLASS_RULES and fits:
+        return of_class(path, engine, settings, kind, tokens)
+    return _as_it_is(path, engine, settings, kind, tokens)
+
+
+def _as_it_is(
+    path: Path,
+    engine: RustTokenizer,
+    settings: dict[str, Any],
+    kind: str | None,
+    tokens: Sequence[Mapping[str, Any]],
+) -> Tokenizer:
+    """The tokenizer of a `tokenizer.json` that says everything; files beside it may list more
+    tokens."""
+    folder = path.parent
+    if unreadable(kind):
         raise CheckpointError(
             f"{path}: transformers builds a {kind} by other rules than those in this file, so its "
             "ids may differ",
@@ -217,30 +212,19 @@ def _from_json(path: Path, settings: dict[str, Any]) -> Tokenizer:
             '.save_pretrained(FOLDER)) and take that file with "tokenizer_class": '
             f'"{PLAIN}" in tokenizer_config.json, by which tokenizer.json is read as it is.',
         )
-    add_listed(engine, folder, described, others=_read_json(folder / ADDED_FILE), own=())
+    if settings.get("fix_mistral_regex") is True:
+        raise CheckpointError(
+            f"{folder / 'tokenizer_config.json'}: fix_mistral_regex: the pattern for words in "
+            "tokenizer.json would be replaced by another one, which is not done here",
+            "Save it with transformers, which writes the new pattern, and set it to false.",
+        )
+    described, usual = described_settings(folder, settings), usual_tokens(kind)
+    add_listed(engine, folder, described, others=read_object_file(folder / ADDED_FILE), own=())
     add_named(engine, described, usual)
     special = special_tokens(engine, {**usual, **described})
-    return _finished(Tokenizer(engine, special, settings, origin=path), folder, kind)
-
-
-def _class_of(folder: Path, settings: Mapping[str, Any]) -> tuple[str | None, bool]:
-    """The class of a folder's tokenizer, and whether a file names it or only the model's kind."""
-    config = _read_json(folder / "config.json")
-    stated = base_name(settings.get("tokenizer_class", config.get("tokenizer_class")))
-    return stated or class_of_model(config), stated is not None
-
-
-def _finished(tokenizer: Tokenizer, folder: Path, kind: str | None) -> Tokenizer:
-    """Let a tokenizer tell segments, and read special tokens as text, as its settings say."""
-    settings = tokenizer.settings
-    names = settings.get(INPUTS)
-    # Without settings or a known class, the file alone decides. A checkpoint of ours that lists no
-    # inputs is from before they were written: it was trained with the segments of the file.
-    decided = names is not None or (kind is not None and not (folder / _OURS).is_file())
-    if decided and not gives_segments(kind, names):
-        drop_segments(tokenizer.engine)
-    tokenizer.engine.encode_special_tokens = settings.get("split_special_tokens") is True
-    return tokenizer
+    if kind == PLAIN:
+        settings = {**settings, "tokenizer_class": PLAIN}
+    return finished(Tokenizer(engine, special, settings, origin=path), folder, kind)
 
 
 def _flag(path: Path, settings: dict[str, Any], name: str) -> bool | None:
@@ -253,21 +237,11 @@ def _flag(path: Path, settings: dict[str, Any], name: str) -> bool | None:
     )
 
 
-def _of_another_class(folder: Path, files: str, kind: str | None, readable: str) -> CheckpointError:
-    """The error for bare files of a class whose conventions are not ours."""
-    return CheckpointError(
-        f"{folder}: {files} of a {kind}, but without tokenizer.json only those of a {readable} can "
-        "be read",
-        "Write tokenizer.json with transformers, if it has a fast version of that class: "
-        "AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)",
-    )
-
-
 def _from_vocabulary(path: Path, settings: dict[str, Any], lowercase: bool | None) -> Tokenizer:
-    kind, stated = _class_of(path.parent, settings)
+    kind, stated = class_of_folder(path.parent, settings)
     if stated and kind not in WORDPIECE:
-        raise _of_another_class(path.parent, f"{path.name} is", kind, "BertTokenizer")
-    lines = _read_text(path).removesuffix("\n").split("\n")
+        raise of_another_class(path.parent, f"{path.name} is", kind, ("BertTokenizer",))
+    lines = read_text_file(path).removesuffix("\n").split("\n")
     vocabulary = {line.rstrip("\r"): index for index, line in enumerate(lines)}
     # Whether it is uncased: as asked, as the settings say, or as the words of the vocabulary are.
     if lowercase is None:
@@ -292,7 +266,7 @@ def _wordpiece(
     `own`."""
     folder, usual = path.parent, usual_tokens(kind)
     lowercase = lowercase or kind in UNCASED
-    described = _described(folder, settings)
+    described = described_settings(folder, settings)
     unknown = named_token(described, "unk_token", usual)
     engine = wordpiece_engine(
         vocabulary,
@@ -304,7 +278,7 @@ def _wordpiece(
         unknown,
     )
     # The tokens that are needed: unknown words must be in the vocabulary itself.
-    add_listed(engine, folder, described, others=_read_json(folder / ADDED_FILE), own=tokens)
+    add_listed(engine, folder, described, others=read_object_file(folder / ADDED_FILE), own=tokens)
     begin, end = (named_token(described, f"{name}_token", usual) for name in ("cls", "sep"))
     known = engine.get_vocab(with_added_tokens=True)
     missing = [unknown] * (unknown not in vocabulary)
@@ -319,20 +293,23 @@ def _wordpiece(
     frame_as_bert(engine, begin, end)
     settings = {"tokenizer_class": kind, **settings, "do_lower_case": lowercase}
     special = special_tokens(engine, described)
-    return _finished(Tokenizer(engine, special, settings, origin=path), folder, kind)
+    return finished(Tokenizer(engine, special, settings, origin=path), folder, kind)
 
 
 def _from_merges(folder: Path, settings: dict[str, Any]) -> Tokenizer:
     path = folder / "vocab.json"
-    vocabulary = _read_json(path)
+    vocabulary, merges = read_object_file(path), _read_merges(folder / "merges.txt")
     # RoBERTa has files of the same names and layout, but its texts begin with <s>. Where no setting
     # names the class, its tokens do.
-    kind, stated = _class_of(folder, settings)
-    if not stated and {"<s>", "<mask>"} <= {*vocabulary}:
-        kind, stated = "RobertaTokenizer", True
-    if stated and kind != GPT2:
-        raise _of_another_class(folder, "vocab.json and merges.txt are", kind, GPT2)
-    merges = _read_merges(folder / "merges.txt")
+    kind, _ = class_of_folder(folder, settings)
+    if kind is None and {"<s>", "<mask>"} <= {*vocabulary}:
+        kind = "RobertaTokenizer"
+    if kind is not None and kind not in _FROM_MERGES:
+        raise of_another_class(folder, "vocab.json and merges.txt are", kind, _FROM_MERGES)
+    if kind is not None and kind != GPT2:
+        engine = _bytes_engine(path, vocabulary, merges)
+        engine.post_processor = None  # that of the class
+        return of_class(path, engine, settings, kind, None)
     tokenizer = _byte_level(path, vocabulary, merges, settings, None)
     # Only here do the settings say what is around a text: tokenizer.json has it itself.
     ends = [
@@ -342,8 +319,8 @@ def _from_merges(folder: Path, settings: dict[str, Any]) -> Tokenizer:
         for name in ("bos", "eos")
     ]
     if any(ends):
-        frame_with_ends(tokenizer.engine, *ends)
-    return _finished(tokenizer, folder, GPT2)
+        tokenizer.engine.post_processor = ends_processor(tokenizer.engine, *ends)
+    return finished(tokenizer, folder, GPT2)
 
 
 def _byte_level(
@@ -356,23 +333,33 @@ def _byte_level(
     """GPT-2's tokenizer with a vocabulary; the rest as for `_wordpiece`."""
     folder = path.parent
     prefix_space = _flag(path, settings, "add_prefix_space") is True
-    try:
-        engine = byte_level_engine(vocabulary, merges, prefix_space=prefix_space)
-    except Exception as error:  # the Rust side raises a bare Exception
-        raise CheckpointError(
-            f"{path}: no vocabulary for the merges beside it ({error})", "Copy both again."
-        ) from None
-    described = _described(folder, settings)
-    add_listed(engine, folder, described, others=_read_json(folder / ADDED_FILE), own=tokens)
+    engine = _bytes_engine(path, vocabulary, merges, prefix_space=prefix_space)
+    described = described_settings(folder, settings)
+    add_listed(engine, folder, described, others=read_object_file(folder / ADDED_FILE), own=tokens)
     add_named(engine, described, {"bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT})
     defaults = {"tokenizer_class": GPT2, "add_prefix_space": prefix_space}
     special = special_tokens(engine, described)
     return Tokenizer(engine, special, {**defaults, **settings}, origin=path)
 
 
+def _bytes_engine(
+    path: Path,
+    vocabulary: Mapping[str, int],
+    merges: Sequence[tuple[str, str]],
+    *,
+    prefix_space: bool = False,
+) -> RustTokenizer:
+    try:
+        return byte_level_engine(vocabulary, merges, prefix_space=prefix_space)
+    except Exception as error:  # the Rust side raises a bare Exception
+        raise CheckpointError(
+            f"{path}: no vocabulary for the merges beside it ({error})", "Copy both again."
+        ) from None
+
+
 def _read_merges(path: Path) -> list[tuple[str, str]]:
     merges = []
-    for number, line in enumerate(_read_text(path).split("\n"), start=1):
+    for number, line in enumerate(read_text_file(path).split("\n"), start=1):
         if not line or line.startswith("#version"):
             continue
         # A token has no space in it: GPT-2 writes the byte of the space as U+0120.

@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, overload
 
 from tokenizers import Encoding, normalizers
 from tokenizers import Tokenizer as RustTokenizer
 
 from pretune.errors import CheckpointError, DataError
+from pretune.text.terminal import in_line
 from pretune.tokenizers.classes import (
     INPUTS,
-    PLAIN,
     SEGMENTS,
     base_name,
     builds,
     gives_segments,
     usual_tokens,
 )
+from pretune.tokenizers.engines import literal_engine
+from pretune.tokenizers.model_types import PLAIN
 
 SPECIAL_NAMES = (
     "unk_token",
@@ -57,7 +59,30 @@ class Encoded:
     truncated: bool  # whether tokens were cut to fit the maximum length
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
+class CutText:
+    """A text in pieces, and the (start, end) characters of each."""
+
+    pieces: list[str]
+    places: list[tuple[int, int]]
+
+
+class Cutter(Protocol):
+    """Cuts texts into pieces that an engine only looks up: those of OPUS-MT, see `marian.py`."""
+
+    @property
+    def rules(self) -> str:
+        """What the pieces depend on, for comparisons."""
+
+    @property
+    def files(self) -> Mapping[str, bytes]:
+        """The published files, which are saved as they were."""
+
+    def cut(self, texts: Sequence[str], whole: Sequence[str]) -> list[CutText]:
+        """Cut texts; `whole` are tokens that stay as they are wherever they stand."""
+
+
+@dataclass(slots=True, repr=False)
 class Tokenizer:
     """A tokenizer with its special tokens and the settings it was published with."""
 
@@ -70,12 +95,58 @@ class Tokenizer:
     # have the same vocabulary as the texts it reads.
     target: Tokenizer | None = None
     origin: Path | None = None  # the file that it was read from, for errors
+    # Cuts texts before the engine numbers the pieces; None: the engine does both.
+    cutter: Cutter | None = None
+    # The engine for literal reading with the size of the vocabulary that it is for; None: not yet.
+    _literal: tuple[int, RustTokenizer] | None = field(
+        default=None, init=False, repr=False, compare=False
+    )
 
     def __post_init__(self) -> None:
         # A published tokenizer.json often carries the padding and truncation of its demo
         # (MiniLM's pads everything to 128). A task decides about those, not a vocabulary.
         self.engine.no_padding()
         self.engine.no_truncation()
+
+    def __repr__(self) -> str:
+        place = "" if self.origin is None else f" of {in_line(self.origin)}"
+        return f"<Tokenizer{place}: {self.vocab_size:,} tokens>"
+
+    @overload
+    def __call__(  # type: ignore[overload-overlap]  # a text is a sequence of texts, too
+        self, texts: str, pairs: str | None = None, *, max_length: int | None = None
+    ) -> Encoded: ...
+    @overload
+    def __call__(
+        self,
+        texts: Sequence[str],
+        pairs: Sequence[str] | None = None,
+        *,
+        max_length: int | None = None,
+    ) -> list[Encoded]: ...
+    def __call__(
+        self,
+        texts: str | Sequence[str],
+        pairs: str | Sequence[str] | None = None,
+        *,
+        max_length: int | None = None,
+    ) -> Encoded | list[Encoded]:
+        """Encode a text, or several: `tokenizer("a text").ids`.
+
+        Args:
+            texts: one text, or a list of them.
+            pairs: the second text of the pair, or a list of these.
+            max_length: the most tokens of a result; see `encode`.
+
+        Returns:
+            one `Encoded` for a text, a list of them for a list.
+        """
+        if isinstance(texts, str):
+            second = [pairs] if isinstance(pairs, str) else pairs
+            return self.encode([texts], second, max_length=max_length)[0]
+        if isinstance(pairs, str):
+            raise DataError("a list of texts, and one text as their pairs", "Give a list of pairs.")
+        return self.encode(texts, pairs, max_length=max_length)
 
     @property
     def vocab_size(self) -> int:
@@ -94,6 +165,17 @@ class Tokenizer:
         return self.special_id("sep_token") if end is None else end
 
     @property
+    def two_vocabularies(self) -> bool:
+        """Whether the texts that a translator writes have a vocabulary of their own."""
+        return self.target is not None and self.target.engine is not self.engine
+
+    @property
+    def rules(self) -> tuple[str, ...]:
+        """What tokens depend on: these texts are equal where all texts become the same tokens."""
+        cutting = () if self.cutter is None else (self.cutter.rules,)
+        return (self.engine.to_str(), *cutting)
+
+    @property
     def written(self) -> Tokenizer:
         """The tokenizer for the texts that a model writes: `target`, or this one."""
         return self if self.target is None else self.target
@@ -104,6 +186,7 @@ class Tokenizer:
         second: Sequence[str] | None = None,
         *,
         max_length: int | None = None,
+        head: float = 1.0,
         literal: bool = False,
     ) -> list[Encoded]:
         """Encode texts, or pairs of texts, in parallel.
@@ -115,6 +198,7 @@ class Tokenizer:
             second: the second text of each pair, if any; as many as `first`.
             max_length: the most tokens of a result, with special tokens. Tokens over it are cut one
                 by one from the longer of the two texts ("longest first").
+            head: the share of a cut text that is from its beginning; the rest is from its end.
             literal: see `encode_bare`.
 
         Raises:
@@ -123,34 +207,83 @@ class Tokenizer:
                 special tokens.
         """
         texts = list(first) if second is None else list(zip(first, second, strict=True))
-        with self._reading(texts, literal):
-            encodings = self.engine.encode_batch(texts)
-        return [_encoded(encoding, max_length) for encoding in encodings]
+        if self.cutter is not None:
+            return self._encode_cut(self.cutter, first, second, max_length, head, literal)
+        with self._reading(texts, literal) as engine:
+            encodings = engine.encode_batch(texts)
+        return [_encoded(encoding, max_length, head) for encoding in encodings]
+
+    def _encode_cut(
+        self,
+        cutter: Cutter,
+        first: Sequence[str],
+        second: Sequence[str] | None,
+        max_length: int | None,
+        head: float,
+        literal: bool,
+    ) -> list[Encoded]:
+        """Encode texts that a cutter cuts first; see `encode`."""
+        whole = self._whole(literal)
+        sides = [cutter.cut(side, whole) for side in (first, second) if side is not None]
+        cut = list(zip(*sides, strict=True))
+        pieces = [[own.pieces for own in texts] for texts in cut]
+        given = [own[0] if len(own) == 1 else tuple(own) for own in pieces]
+        with self._reading(given, literal):
+            encodings = self.engine.encode_batch(given, is_pretokenized=True)
+        encoded = []
+        for texts, encoding in zip(cut, encodings, strict=True):
+            # The engine knows places within a piece; the cutter those within the text.
+            owners = zip(encoding.sequence_ids, encoding.word_ids, strict=True)
+            places = [
+                (0, 0) if side is None or word is None else texts[side].places[word]
+                for side, word in owners
+            ]
+            encoded.append(_encoded(encoding, max_length, head, places))
+        return encoded
+
+    def _whole(self, literal: bool) -> list[str]:
+        """The added tokens that a text is divided at before it is cut."""
+        added = self.engine.get_added_tokens_decoder().values()
+        literal = literal or self.engine.encode_special_tokens
+        return [token.content for token in added if not (literal and token.special)]
 
     def encode_bare(
         self, texts: Sequence[str], *, offsets: bool = True, literal: bool = False
     ) -> list[Encoding]:
         """Encode texts in parallel, without special tokens and without a limit; see `encode`.
 
-        Without `offsets` it is faster. `literal` reads the name of a special token in a text, such
-        as `[SEP]`, as text: else a stranger's text could end its turn and begin another speaker's.
+        Without `offsets` it is faster; where there is a `cutter`, they are those within a piece.
+        `literal` reads the name of a special token in a text, such as `[SEP]`, as text: else a
+        stranger's text could end its turn and begin another speaker's.
         """
-        encode = self.engine.encode_batch if offsets else self.engine.encode_batch_fast
-        with self._reading(texts, literal):
-            return encode(list(texts), add_special_tokens=False)
+        cutter, given = self.cutter, list[Any](texts)
+        if cutter is not None:
+            given = [own.pieces for own in cutter.cut(texts, self._whole(literal))]
+        with self._reading(given, literal) as engine:
+            encode = engine.encode_batch if offsets else engine.encode_batch_fast
+            return encode(given, is_pretokenized=cutter is not None, add_special_tokens=False)
 
     @contextmanager
-    def _reading(self, texts: Sequence[object], literal: bool) -> Iterator[None]:
+    def _reading(self, texts: Sequence[object], literal: bool) -> Iterator[RustTokenizer]:
+        """Lend the engine to encode texts with."""
+        engine = self._literal_engine() if literal else self.engine
         # Changed only where that is needed: another thread may be reading with this engine.
-        changed = literal and not self.engine.encode_special_tokens
+        changed = literal and engine is self.engine and not engine.encode_special_tokens
         if changed:
-            self.engine.encode_special_tokens = True
+            engine.encode_special_tokens = True
         try:
-            with explained(self.engine, texts, self.origin):
-                yield
+            with explained(engine, texts, self.origin):
+                yield engine
         finally:
             if changed:
-                self.engine.encode_special_tokens = False
+                engine.encode_special_tokens = False
+
+    def _literal_engine(self) -> RustTokenizer:
+        """The engine, or a copy where its model itself would make special tokens of their names."""
+        size = self.engine.get_vocab_size()
+        if self._literal is None or self._literal[0] != size:
+            self._literal = size, literal_engine(self.engine)
+        return self._literal[1]
 
     def encode_words(self, sentences: Sequence[Sequence[str]]) -> list[Encoding]:
         """Encode sentences that are split into words, in parallel, without special tokens.
@@ -172,15 +305,27 @@ class Tokenizer:
 
     def cuts_as(self, other: Tokenizer) -> bool:
         """Whether both make the same tokens from any text, apart from special tokens around it."""
-        return _cutting(self.engine) == _cutting(other.engine)
+        cutters = [None if own.cutter is None else own.cutter.rules for own in (self, other)]
+        return cutters[0] == cutters[1] and _cutting(self.engine) == _cutting(other.engine)
 
     def save(self, folder: Path) -> None:
-        """Write `tokenizer.json` and `tokenizer_config.json` in the Hugging Face layout."""
+        """Write `tokenizer.json` and `tokenizer_config.json` in the Hugging Face layout.
+
+        Where a `cutter` has published files, those are written instead of `tokenizer.json`.
+        """
+        if self.cutter is not None:
+            for name, content in self.cutter.files.items():
+                (folder / name).write_bytes(content)
+            self._save_settings(folder)
+            return
         # The engine's own `save` raises a bare Exception where the disk is full.
         (folder / "tokenizer.json").write_text(self.engine.to_str(pretty=True), encoding="utf-8")
         if self.target is not None:
             text = self.target.engine.to_str(pretty=True)
             (folder / TARGET_FILE).write_text(text, encoding="utf-8")
+        self._save_settings(folder)
+
+    def _save_settings(self, folder: Path) -> None:
         text = json.dumps(self._saved(), ensure_ascii=False, indent=2, sort_keys=True)
         (folder / "tokenizer_config.json").write_text(text + "\n", encoding="utf-8")
 
@@ -189,7 +334,7 @@ class Tokenizer:
         # transformers reads special tokens and its class from the settings.
         settings = {**self.settings, **self.special}
         settings.pop(TARGET_KEY, None)
-        if self.target is not None:
+        if self.target is not None and self.cutter is None:
             settings[TARGET_KEY] = TARGET_FILE
         # Some classes build the engine anew: not this one, if a task has changed it.
         if not builds(
@@ -198,7 +343,7 @@ class Tokenizer:
             settings["tokenizer_class"] = PLAIN
         kind = base_name(settings["tokenizer_class"])
         # A list of added tokens goes before the one in `tokenizer.json`, which may have more.
-        if DECODER in settings:
+        if DECODER in settings or self.cutter is not None:
             added = self.engine.get_added_tokens_decoder()
             settings[DECODER] = {str(i): token.__getstate__() for i, token in added.items()}
         # The class would add its usual tokens to a vocabulary that lacks them.
@@ -285,13 +430,19 @@ def _encodes(engine: RustTokenizer, text: str) -> bool:
     return True
 
 
-def _encoded(encoding: Encoding, max_length: int | None) -> Encoded:
-    ids, segments, offsets = encoding.ids, encoding.type_ids, encoding.offsets
+def _encoded(
+    encoding: Encoding,
+    max_length: int | None,
+    head: float,
+    places: list[tuple[int, int]] | None = None,
+) -> Encoded:
+    ids, segments = encoding.ids, encoding.type_ids
+    offsets = encoding.offsets if places is None else places
     if max_length is None or len(ids) <= max_length:
         return Encoded(ids, segments, offsets, truncated=False)
     # The cut is done here, as the engine also builds encodings of everything it cuts off, and for a
     # pair all combinations of the two texts' parts: two long texts would take gigabytes.
-    kept = _kept(encoding.sequence_ids, max_length)
+    kept = _kept(encoding.sequence_ids, max_length, head)
     return Encoded(
         ids=[ids[i] for i in kept],
         segments=[segments[i] for i in kept],
@@ -300,32 +451,38 @@ def _encoded(encoding: Encoding, max_length: int | None) -> Encoded:
     )
 
 
-def _kept(sources: list[int | None], max_length: int) -> list[int]:
-    """The tokens that stay: all special tokens, and the first tokens of both texts.
+def _kept(sources: list[int | None], max_length: int, head: float) -> list[int]:
+    """The tokens that stay: all special tokens, and the first and the last tokens of both texts.
 
-    `sources` has for each token the text it is from, 0 or 1, or None for a special token.
+    Args:
+        sources: for each token the text it is from, 0 or 1, or None for a special token.
+        max_length: how many stay.
+        head: the share of the tokens of a text that are its first ones; the rest are its last.
     """
     special = sources.count(None)
     room = max_length - special
     if room < 0:
         raise ValueError(f"max_length={max_length} has no room for {special} special tokens")
     # "Longest first": the shorter text keeps up to half of the room, the longer one the rest.
-    first, second = sources.count(0), sources.count(1)
+    counts = first, second = sources.count(0), sources.count(1)
     if first <= second:
         first = min(first, room // 2)
         second = min(second, room - first)
     else:
         second = min(second, room // 2)
         first = min(first, room - second)
-    # Keep the first tokens of each text up to its share.
-    left = [first, second]
-    kept = []
+    # Which tokens of each text are left out: those after its first ones, up to its last ones.
+    gaps = []
+    for count, room in zip(counts, (first, second), strict=True):
+        begin = room if room == count else round(room * head)
+        gaps.append(range(begin, begin + count - room))
+    seen, kept = [0, 0], []
     for i, source in enumerate(sources):
-        if source is None:
-            kept.append(i)
-        elif left[source]:
-            left[source] -= 1
-            kept.append(i)
+        if source is not None:
+            seen[source] += 1
+            if seen[source] - 1 in gaps[source]:
+                continue
+        kept.append(i)
     return kept
 
 
@@ -339,9 +496,22 @@ def lowercasing(tokenizer: Tokenizer) -> Tokenizer:
 
 def segments_of(tokenizer: Tokenizer, *, pair: bool) -> int:
     """The number of segments (BERT's token types) that texts get, or pairs of texts."""
-    # A token of the vocabulary: some vocabularies have no letter of any fixed example.
-    engine = tokenizer.engine
-    known = (name for name in tokenizer.special.values() if engine.token_to_id(name) is not None)
-    text = next(known, tokenizer.tokens([0])[0])
+    engine, text = tokenizer.engine, _known_text(tokenizer)
     examples = [engine.encode(text), *([engine.encode(text, text)] if pair else [])]
     return 1 + max((segment for example in examples for segment in example.type_ids), default=0)
+
+
+def tokens_around(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
+    """The ids that are put before each text and after it, such as `[CLS]` and `[SEP]`."""
+    example = tokenizer.engine.encode(_known_text(tokenizer))
+    own = [place for place, source in enumerate(example.sequence_ids) if source == 0]
+    if not own:
+        return example.ids, []
+    return example.ids[: own[0]], example.ids[own[-1] + 1 :]
+
+
+def _known_text(tokenizer: Tokenizer) -> str:
+    """A token of the vocabulary: some vocabularies have no letter of any fixed example."""
+    engine = tokenizer.engine
+    known = (name for name in tokenizer.special.values() if engine.token_to_id(name) is not None)
+    return next(known, tokenizer.tokens([0])[0])

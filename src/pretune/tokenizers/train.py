@@ -1,4 +1,4 @@
-"""Training tokenizers: WordPiece, GPT-2's byte-level BPE, characters."""
+"""Training tokenizers: WordPiece, GPT-2's byte-level BPE, Unigram, characters."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tokenizers import Regex, models, normalizers, pre_tokenizers, trainers
 from tokenizers import Tokenizer as RustTokenizer
 
 from pretune.errors import DataError, did_you_mean
-from pretune.tokenizers.classes import END_OF_TEXT
+from pretune.tokenizers.class_rules import END_OF_TEXT
 from pretune.tokenizers.engines import (
     LONGEST_WORD,
     bert_normalizer,
@@ -22,14 +22,20 @@ from pretune.tokenizers.engines import (
     frame_as_bert,
     wordpiece_engine,
 )
-from pretune.tokenizers.load import special_tokens
+from pretune.tokenizers.folder_files import special_tokens
 from pretune.tokenizers.tokenizer import Tokenizer
+from pretune.tokenizers.train_unigram import (
+    SPACE,
+    learn_pieces,
+    unigram_engine,
+    unigram_normalizer,
+)
 
-Kind = Literal["wordpiece", "bpe", "char"]
+Kind = Literal["wordpiece", "bpe", "unigram", "char"]
 TOKENIZER_KINDS: tuple[str, ...] = get_args(Kind)
 
-#: As in BERT's and GPT-2's published vocabularies; `char` takes all characters there are.
-DEFAULT_SIZES = {"wordpiece": 30_522, "bpe": 50_257}
+#: As in BERT's, GPT-2's and T5's published vocabularies; `char` takes all characters there are.
+DEFAULT_SIZES = {"wordpiece": 30_522, "bpe": 50_257, "unigram": 32_000}
 
 BERT_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
@@ -68,13 +74,14 @@ def train_tokenizer(
     Args:
         texts: to learn from, at most `MOST_BYTES` (see `take_sample`). They are read more than
             once, for which the texts of an iterator are held in memory.
-        kind: `wordpiece` (BERT's), `bpe` (GPT-2's, on bytes) or `char`.
+        kind: `wordpiece` (BERT's), `bpe` (GPT-2's, on bytes), `unigram` (SentencePiece's) or
+            `char`.
         vocab_size: the most entries, with special tokens. There are fewer where the text has no
             more pairs to merge. Default: `DEFAULT_SIZES`; for `char` all characters.
-        lowercase: whether texts are lowercased and accents stripped (an uncased model), for
-            `wordpiece` only. Default: yes.
+        lowercase: whether texts are lowercased (an uncased model), for `wordpiece`, which strips
+            accents too, and `unigram`. Default: yes for `wordpiece`, no for `unigram`.
         special: special tokens in addition to the usual ones of the kind.
-        min_frequency: a pair that occurs less often is not merged.
+        min_frequency: a pair that occurs less often is not merged; `unigram` merges none.
         alphabet_size: number of characters to keep, the most frequent ones; others become [UNK].
             Default: all. Not for `bpe`, which has all 256 bytes.
         unknown: whether there is an [UNK], for `char` only. Without it, encoding a text with other
@@ -101,6 +108,12 @@ def train_tokenizer(
     if kind == "bpe":
         words = _watched(progress, "words", [texts])
         return _byte_level(words, size, _distinct(END_OF_TEXT, *special), min_frequency)
+    # Unigram: the characters to keep, then pieces of them.
+    if kind == "unigram":
+        return _unigram(
+            *(texts, every, size, _distinct(*BERT_TOKENS, *special), alphabet_size, progress),
+            lowercase=lowercase is True,
+        )
     # WordPiece: the characters to keep, then the alphabet that words are spelled with.
     normalizer = bert_normalizer(lowercase is not False)
     kept = None
@@ -149,9 +162,10 @@ def check_options(
         raise DataError(
             f"no kind of tokenizer is called '{kind}'", did_you_mean(kind, TOKENIZER_KINDS)
         )
-    if lowercase is not None and kind != "wordpiece":
+    if lowercase is not None and kind not in ("wordpiece", "unigram"):
         raise DataError(
-            f"lowercase is for wordpiece; {kind} keeps texts as they are", "Leave it out."
+            f"lowercase is for wordpiece and unigram; {kind} keeps texts as they are",
+            "Leave it out.",
         )
     if alphabet_size is not None and (kind == "bpe" or not unknown):
         why = "its alphabet is the 256 bytes" if kind == "bpe" else "there is no [UNK] for the rest"
@@ -281,6 +295,35 @@ def _byte_level(
         "add_prefix_space": False,
         "clean_up_tokenization_spaces": False,
     }
+    return Tokenizer(engine, special_tokens(engine, {}), settings)
+
+
+def _unigram(
+    texts: Iterable[str],
+    every: Sequence[Iterable[str]],
+    size: int,
+    tokens: list[str],
+    alphabet_size: int | None,
+    progress: OnStage | None,
+    *,
+    lowercase: bool,
+) -> Tokenizer:
+    normalizer = unigram_normalizer(lowercase=lowercase)
+    # The characters, of which each is a piece of its own, with the one that stands for a space.
+    counts = _count(map(normalizer.normalize_str, _watched(progress, "characters", every)))
+    alphabet = {SPACE, *_frequent(counts, _ALL if alphabet_size is None else alphabet_size)}
+    if not counts:
+        raise DataError("the text is empty: nothing to train on", "Give it a file with text.")
+    _check_size(size, len(tokens) + len(alphabet), len(alphabet), "unigram")
+    # The pieces, behind the special tokens.
+    words = _watched(progress, "words", [texts])
+    learned = learn_pieces(words, normalizer, size - len(tokens), alphabet)
+    pieces = [(token, 0.0) for token in tokens]
+    pieces += [entry for entry in learned if entry[0] not in tokens]
+    engine = unigram_engine(pieces, tokens.index("[UNK]"), normalizer)
+    frame_as_bert(engine)
+    engine.add_special_tokens(tokens)
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
     return Tokenizer(engine, special_tokens(engine, {}), settings)
 
 

@@ -16,9 +16,7 @@ from pretune.models.families import preset
 from pretune.models.lora import adapters
 from pretune.recipe.recipe import Recipe
 from pretune.tasks.builtin import task_class
-
-#: Heads of language models: the backbone is adapted, and what the head adds is trained whole.
-HEADS = ("causal_lm", "actor_critic")
+from pretune.tasks.two_models import TrainsCompanion
 
 
 def check_lora(recipe: Recipe) -> None:
@@ -28,15 +26,14 @@ def check_lora(recipe: Recipe) -> None:
             "train.lora adds a little to what a model has learned; random weights have nothing",
             "Name a model with model.from, or leave out train.lora.",
         )
+    if issubclass(task_class(recipe.task.name), TrainsCompanion):
+        raise RecipeError(
+            f"train.lora: {recipe.task.name} trains two models, each as a whole",
+            "Leave out train.lora.",
+        )
     if recipe.train.freeze != "none":
         raise RecipeError(
             "train.lora freezes everything except what it adds", "Leave out train.freeze."
-        )
-    if task_class(recipe.task.name)(recipe.task).head not in HEADS:
-        raise RecipeError(
-            f"train.lora: the task {recipe.task.name} has a head that must be trained",
-            "LoRA is for language models: the tasks causal_lm, chat, instruct, dpo, ppo, grpo and "
-            "rloo.",
         )
 
 

@@ -14,11 +14,13 @@ import os
 import re
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import torch.distributed as dist
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -29,8 +31,10 @@ from pretune.checkpoints.atomic_io import atomic_folder, point, remove_folder, s
 from pretune.checkpoints.manifest import find_damage, write_manifest
 from pretune.errors import CheckpointError, PretuneError, RunError
 from pretune.training.adapters import weights_in
-from pretune.training.distributed import World, is_shard, is_sharded, whole
+from pretune.training.distributed import World, is_shard, is_sharded
 from pretune.training.state import CheckpointStore, SavedCheckpoint, TrainingState
+
+T = TypeVar("T")
 
 TENSORS, VALUES, SHARDS = "trainer.safetensors", "trainer.json", "shards"
 FOLDER = "checkpoints"
@@ -113,12 +117,11 @@ class RunCheckpoints(CheckpointStore):
         self.run, self.bundle, self.keep, self.say = run, bundle, keep, say
         self.world, self.extra = world or World(), extra or {}
         self._skeleton = _skeleton(bundle.model)  # from before it is sharded
-        weights = list(bundle.model.parameters())
-        size = sum(p.numel() * p.element_size() for p in weights)
-        on_gpu = any(p.device.type != "cpu" for p in weights)
-        self._background = (size >= LARGE or on_gpu) if background is None else background
+        size = sum(p.numel() * p.element_size() for p in bundle.model.parameters())
+        self._large, self._asked = size >= LARGE, background
         self._thread: threading.Thread | None = None
         self._failed: BaseException | None = None
+        self._group: dist.ProcessGroup | None = None  # all processes, for writing shards
         self._known: dict[Path, tuple[tuple[Any, ...], str | None]] = {}
 
     @override
@@ -132,62 +135,131 @@ class RunCheckpoints(CheckpointStore):
         """
         self.flush()  # one write at a time
         values = json.dumps({**state.values, **self.extra}, ensure_ascii=False)
-        if is_sharded(self.bundle.model):
-            self._save_sharded(step, state, values, best=best)
-            return
-        if not self.world.main:
+        sharded = is_sharded(self.bundle.model)
+        if not sharded and not self.world.main:
             return
         # In this thread, straight from the model; or in another one, from a copy.
-        if not self._background:
-            tensors = {k: v.detach().cpu().contiguous() for k, v in state.tensors.items()}
-            self._write(step, self.bundle, tensors, values, best)
+        background = self._in_background()
+        copied = _copied if background else _on_host
+        tensors = {name: copied(value) for name, value in state.tensors.items()}
+        if sharded:
+            work = self._shared_work(step, tensors, copied, values, best=best)
+        else:
+            bundle = self._snapshot() if background else self.bundle
+            work = partial(self._write, step, bundle, tensors, values, best)
+        if not background:
+            work()
             return
-        tensors = {name: _copied(value) for name, value in state.tensors.items()}
-        bundle = self._snapshot(_copied)
 
-        def work() -> None:
+        def watched() -> None:
             try:
-                self._write(step, bundle, tensors, values, best)
+                work()
             except BaseException as error:  # `flush` raises it again
                 self._failed = error
 
         # A daemon: asking twice to stop does not wait for it, and half-written files are dropped.
-        self._thread = threading.Thread(target=work, name="checkpoint", daemon=True)
+        self._thread = threading.Thread(target=watched, name="checkpoint", daemon=True)
         self._thread.start()
 
-    def _snapshot(self, of: Callable[[Tensor], Tensor]) -> Bundle:
+    def _in_background(self) -> bool:
+        """Whether to write while training goes on: as asked, else for large models and on GPUs."""
+        if self._asked is not None:
+            return self._asked
+        return self._large or any(p.device.type != "cpu" for p in self.bundle.model.parameters())
+
+    def _snapshot(self) -> Bundle:
         """A copy of the bundle with copied weights, and with the task as it is calibrated now."""
-        model = self.bundle.model
-        tensors = (*model.named_parameters(), *model.named_buffers())
-        weights = {name: of(tensor) for name, tensor in tensors}
+        weights = {name: _copied(tensor) for name, tensor in self._weights()}
         task = copy.copy(self.bundle.task)  # the next evaluation may choose another threshold
         return replace(self.bundle, model=_fleshed(self._skeleton, weights), task=task)
 
-    def _save_sharded(self, step: int, state: TrainingState, values: str, *, best: bool) -> None:
-        """Write from all processes: each its shards of the state, the main one the whole model."""
-        from pretune.training.sharded import write_shards  # slow to import
+    def _weights(self) -> Iterator[tuple[str, Tensor]]:
+        """All tensors of the model by name."""
+        model = self.bundle.model
+        yield from (*model.named_parameters(), *model.named_buffers())
 
-        # Putting the model together takes all processes; its state stays in shards.
-        bundle = self._snapshot(lambda tensor: whole(tensor.detach()).cpu())
-        shards = {k: v for k, v in state.tensors.items() if is_shard(v)}
-        tensors = {k: v for k, v in state.tensors.items() if k not in shards}
-        target = self.world.gather(self._free_name(step))[0]
-        opened = atomic_folder(target) if self.world.main else nullcontext()
-        try:
-            with opened as aside:
-                folder = self.world.gather(aside)[0]
-                assert folder is not None  # noqa: S101 - the main process has it
-                write_shards(folder / SHARDS, shards)
-                if self.world.main:
-                    self._fill(folder, bundle, tensors, values)
-            if self.world.main:
+    def _shared_work(
+        self,
+        step: int,
+        tensors: dict[str, Tensor],
+        copied: Callable[[Tensor], Tensor],
+        values: str,
+        *,
+        best: bool,
+    ) -> Callable[[], None]:
+        """Make ready to write from all processes: each its shards, the main one the whole model.
+
+        What the returned function exchanges goes through a group of its own, on the host, so that
+        it may run beside the training.
+        """
+        if self._group is None:
+            self._group = dist.new_group(backend="gloo")
+        weights = {name: copied(tensor) for name, tensor in self._weights()}
+        bundle = replace(self.bundle, task=copy.copy(self.bundle.task))
+        return partial(self._write_together, step, bundle, weights, tensors, values, best)
+
+    def _write_together(
+        self,
+        step: int,
+        bundle: Bundle,
+        weights: dict[str, Tensor],
+        tensors: dict[str, Tensor],
+        values: str,
+        best: bool,
+    ) -> None:
+        """Write in all processes; what one of them cannot do, none has done."""
+        from pretune.training.sharded import put_together, write_shards  # slow to import
+
+        world, group = self.world, self._group
+        assert group is not None  # noqa: S101 - for the type checker
+        shards = {name: value for name, value in tensors.items() if is_shard(value)}
+        others = {name: value for name, value in tensors.items() if name not in shards}
+        target = world.gather(self._free_name(step), group)[0]
+        with ExitStack() as stack:
+            # The main process makes the folder, and each writes its shards of the state.
+            opened = partial(stack.enter_context, atomic_folder(target))
+            aside = self._agreed(target, opened)
+            each = partial(write_shards, aside / SHARDS, shards, group)
+            self._agreed(target, each, everybody=True)
+            # The whole model comes together in the main process alone, tensor by tensor.
+            model = {
+                name: put_together(value, world.rank, world.size, group)
+                if is_shard(value)
+                else value
+                for name, value in weights.items()
+            }
+
+            def finish() -> None:
+                whole = {name: value for name, value in model.items() if value is not None}
+                filled = replace(bundle, model=_fleshed(self._skeleton, whole))
+                self._fill(aside, filled, others, values)
+                stack.close()  # it gets its name
                 self._publish(target, best=best)
-            self.world.wait()
-        except (OSError, SafetensorError) as error:
-            raise self._unwritten(target, error) from None
 
+            self._agreed(target, finish)
+
+    def _agreed(self, target: Path, act: Callable[[], T], *, everybody: bool = False) -> T:
+        """Act in the main process, or in all; if one of them fails, all do.
+
+        Returns what the main process got.
+        """
+        result, error = None, None
+        try:
+            result = act() if self.world.main or everybody else None
+        except Exception as caught:  # raised again once all know
+            error = caught
+        reason = None if error is None else write_reason(error)
+        answers = self.world.gather((result if self.world.main else None, reason), self._group)
+        reasons = [reason for _, reason in answers if reason is not None]
+        if error is not None and not isinstance(error, OSError | SafetensorError | PretuneError):
+            raise error
+        if reasons:
+            raise self._unwritten(target, reasons[0])
+        given: T = answers[0][0]  # type: ignore[assignment]
+        return given
+
+    @override
     def flush(self) -> None:
-        """Wait until everything is written."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
@@ -206,8 +278,7 @@ class RunCheckpoints(CheckpointStore):
     def newest(self, at_most: int | None = None) -> SavedCheckpoint | None:
         """Read the newest whole checkpoint (see `newest_whole`), and remove newer ones."""
         self.flush()
-        self.world.wait()
-        path = newest_whole(self.run, at_most, self.say)
+        path = self.world.decided(lambda: newest_whole(self.run, at_most, self.say))
         if path is None:
             return None
         saved = self.read(path)
@@ -226,7 +297,7 @@ class RunCheckpoints(CheckpointStore):
             try:
                 self._point_back(path)
             except OSError as error:
-                raise self._unwritten(self.run / "last", error) from None
+                raise self._unwritten(self.run / "last", write_reason(error)) from None
         return SavedCheckpoint(str(path), weights, state)
 
     def _point_back(self, path: Path) -> None:
@@ -260,7 +331,7 @@ class RunCheckpoints(CheckpointStore):
                 self._fill(folder, bundle, tensors, values)
             self._publish(target, best=best)
         except (OSError, SafetensorError) as error:
-            raise self._unwritten(target, error) from None
+            raise self._unwritten(target, write_reason(error)) from None
 
     @staticmethod
     def _fill(folder: Path, bundle: Bundle, tensors: dict[str, Tensor], values: str) -> None:
@@ -277,13 +348,13 @@ class RunCheckpoints(CheckpointStore):
             point(self.run / "best", target)
         self._prune()
 
-    def _unwritten(self, target: Path, error: Exception) -> PretuneError:
+    def _unwritten(self, target: Path, reason: str) -> PretuneError:
         # Tell what is still there to continue from.
         known = (path for _, path in reversed(checkpoints(self.run)) if path != target)
         whole = next((path for path in known if self._is_whole(path)), None)
         kept = "" if whole is None else f"; {whole} is intact"
         return RunError(
-            f"{target}: the checkpoint cannot be written ({write_reason(error)}){kept}",
+            f"{target}: the checkpoint cannot be written ({reason}){kept}",
             f"Make room, then go on: pretune train --resume {self.run}",
         )
 
@@ -360,8 +431,15 @@ def _signature(folder: Path) -> tuple[Any, ...]:
     return tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats)
 
 
+def _on_host(tensor: Tensor) -> Tensor:
+    """The same values on the host, copied only if they are not there; a shard stays one."""
+    return tensor.detach() if is_shard(tensor) else tensor.detach().cpu().contiguous()
+
+
 def _copied(tensor: Tensor) -> Tensor:
-    return tensor.detach().to("cpu", copy=True).contiguous()
+    """A copy on the host, which training does not change any more; a shard stays one."""
+    copied = tensor.detach().to("cpu", copy=True)
+    return copied if is_shard(tensor) else copied.contiguous()
 
 
 def _skeleton(model: nn.Module) -> nn.Module:

@@ -12,13 +12,16 @@ from numpy.typing import NDArray
 
 from pretune.bundle.bundle import Bundle
 from pretune.corpus.store import StoredDocuments, is_corpus
+from pretune.data.bad_records import Errors
 from pretune.data.batch import Features, Repaired, Skipped
 from pretune.data.batch_order import epoch_order
+from pretune.data.readers.in_memory import Table, is_from_memory, is_held
 from pretune.data.readers.plain_text import TEXT_UNITS, parallel_files
-from pretune.data.records import ColumnNames, Records
-from pretune.errors import DataError, RecipeError, RunError
+from pretune.data.records import ColumnNames, Records, is_missing
+from pretune.errors import DataError, RecipeError, RunError, did_you_mean
 from pretune.models.families import preset
 from pretune.recipe.recipe import Recipe, usual_columns
+from pretune.recipe.schema import FoldSection
 from pretune.tasks.base import AnyTask, Preprocessor, ReadsStream
 from pretune.tasks.builtin import task_class
 from pretune.tasks.distillation.teachable import TeachableRecord
@@ -29,8 +32,11 @@ from pretune.tasks.features import (
     own_columns,
     read_for,
 )
+from pretune.text.spoken_language import tr
 from pretune.tokenizers.tokenizer import Tokenizer
 from pretune.tokenizers.train import train_tokenizer
+from pretune.training.first_look import usable
+from pretune.training.folds import fold_numbers
 from pretune.training.logging import Reporter
 from pretune.training.run_folder import RECIPE, RunFolder
 from pretune.training.teaching import student_task
@@ -54,15 +60,19 @@ def read_data(recipe: Recipe) -> tuple[Data, Data | None]:
     # may be others than its own. Validation data may also have the task's names.
     usual = usual_columns(recipe.task.name) if data.columns else set()
     given = {ours: theirs for ours, theirs in data.columns.items() if (ours, theirs) not in usual}
-    train = _read(recipe, data.train, given)
+    train = _read(recipe, data.train, data.columns, given)
     if isinstance(train, Records):
         train = _noting_columns(recipe, train)
     validation: Data | None = None
-    if isinstance(data.validation, str):
-        validation = _read(recipe, data.validation, {})
+    if data.fold is not None:
+        train, validation = _fold(recipe, train.head(data.limit), data.fold)
+    elif isinstance(data.validation, str):
+        # What was guessed of the training data may hold for these.
+        names = {**train.renamed, **data.columns} if isinstance(train, Records) else data.columns
+        validation = _read(recipe, data.validation, names, {})
     elif data.validation is not None:
         train, validation = _hold_back(recipe, train, data.validation)
-    train = train.head(data.limit)
+    train = train if data.fold is not None else train.head(data.limit)
     # A label that occurs only in what was held back is known all the same.
     shared = not isinstance(data.validation, str)
     if shared and isinstance(train, Records) and isinstance(validation, Records):
@@ -79,7 +89,9 @@ def _noting_columns(recipe: Recipe, records: Records) -> Records:
                 records = records.noting(
                     f"{records.origin}: no column '{theirs}', so '{ours}' is read"
                 )
-    own = own_columns(task_class(recipe.task.name)(recipe.task))
+    own = [*own_columns(task_class(recipe.task.name)(recipe.task))]
+    if recipe.data.fold is not None and recipe.data.fold.group is not None:
+        own.append(recipe.data.fold.group)
     unused = [name for name in records.columns if name not in own]
     shown = ", ".join(unused[:SHOWN_COLUMNS]) + ", ..." * (len(unused) > SHOWN_COLUMNS)
     return records.noting(f"{records.origin}: columns not used: {shown}") if unused else records
@@ -116,13 +128,71 @@ def _hold_back(recipe: Recipe, data: Data, share: float) -> tuple[Data, Data]:
     return _parted(data, rows, f"{share:g} of the {what}, at random")
 
 
+def _fold(recipe: Recipe, data: Data, fold: FoldSection) -> tuple[Data, Data]:
+    """Split off a part for cross-validation."""
+    if isinstance(data, StoredDocuments):
+        raise DataError(
+            f"{data.origin}: a prepared corpus is not split into parts (data.fold)",
+            "Give records: a .jsonl, .csv, .tsv or .parquet file.",
+        )
+    numbers = record_folds(recipe, data, fold)
+    rows = np.flatnonzero(numbers == fold.number - 1).tolist()
+    return _parted(data, rows, f"part {fold.number} of {fold.of}")
+
+
+def record_folds(recipe: Recipe, records: Records, fold: FoldSection) -> NDArray[np.int64]:
+    """Return `[N]` the part of each record in cross-validation, from 0.
+
+    Raises:
+        DataError: fewer records, or groups of them, than parts; or no such column.
+    """
+    task, groups, what = student_task(recipe), None, "records"
+    if fold.group is not None:
+        groups, what = _column_groups(records, fold.group), f"values of '{fold.group}'"
+    elif task.kept_together:
+        groups = _groups(records, task.kept_together)
+        what = f"different {' and '.join(name + 's' for name in task.kept_together)}"
+    number = len(records) if groups is None else int(groups.max(initial=-1)) + 1
+    if number < fold.of:
+        raise DataError(
+            f"{records.origin}: {number} {what} are too few for {fold.of} parts",
+            "Ask for fewer: --folds N.",
+        )
+    strata = task.strata(records) if recipe.data.stratify else None
+    return fold_numbers(len(records), fold.of, strata, groups)
+
+
+def _column_groups(records: Records, column: str) -> NDArray[np.int64]:
+    """Number the values of a column, under the data's name for it, in the order of the records.
+
+    Raises:
+        DataError: no such column, or a record with nothing in it.
+    """
+    ours = {theirs: own for own, theirs in records.renamed.items()}.get(column, column)
+    if ours not in records.columns:
+        names = [records.renamed.get(name, name) for name in records.columns]
+        raise DataError(
+            f"{records.origin}: no column '{column}' to group by", did_you_mean(column, names)
+        )
+    numbers: dict[str, int] = {}
+    groups = np.empty(len(records), dtype=np.int64)
+    for row, record in enumerate(records.rows):
+        if is_missing(value := record.get(ours)):
+            raise DataError(
+                f"{records.where(row, column)}: nothing there, and records are grouped by it",
+                "Give every record a value, or group by another column.",
+            )
+        groups[row] = numbers.setdefault(str(value), len(numbers))
+    return groups
+
+
 def _parted(data: Data, rows: Sequence[int], part: str) -> tuple[Data, Data]:
     """Split off some rows, in the order of the data; `part` says for people which they are."""
     out = np.isin(np.arange(len(data)), rows)
     kept, held_back = np.flatnonzero(~out), np.flatnonzero(out)
     if isinstance(data, StoredDocuments):
         return data.take(kept), data.take(held_back)
-    parted = replace(data.take(held_back.tolist()), part=f"held back: {part}", notes=())
+    parted = replace(data.take(held_back.tolist()), part=f"held back: {part}", notes=(), bad=None)
     return data.take(kept.tolist()), parted
 
 
@@ -209,25 +279,29 @@ def _split_texts(records: Records, share: float) -> tuple[Records, Records]:
         beginnings.append({**record, "text": text[:cut]})
         ends.append({**record, "text": text[cut:]})
     part = f"held back: the last {share:g} of each text"
-    return replace(records, rows=beginnings), replace(records, rows=ends, part=part, notes=())
+    held_back = replace(records, rows=ends, part=part, notes=(), bad=None)
+    return replace(records, rows=beginnings), held_back
 
 
-def _read(recipe: Recipe, source: str, given: Mapping[str, str]) -> Data:
+def _read(recipe: Recipe, source: str, names: Mapping[str, str], given: Mapping[str, str]) -> Data:
+    """Read some data; `names` of its columns are usual, those that are `given` must be there."""
     if is_corpus(source):
         check_no_columns(source, given)
         return StoredDocuments.open(source)
     data, task = recipe.data, task_class(recipe.task.name)(recipe.task)
     # Where a teacher gives what is learned, records need no labels.
     needs_labels = recipe.teacher is None or not isinstance(task, TeachableRecord)
-    return read_for(
+    records = read_for(
         task,
         source,
-        columns=ColumnNames(data.columns, given, known_columns(task)),
+        columns=ColumnNames(names, given, known_columns(task)),
         encoding=data.encoding,
         quoting=data.quoting,
         max_chars=data.max_chars,
         with_targets=needs_labels,
+        first_look=True,
     )
+    return usable(task, records, data, with_targets=needs_labels)
 
 
 def check_no_columns(source: str | Path, given: Mapping[str, str]) -> None:
@@ -239,17 +313,23 @@ def check_no_columns(source: str | Path, given: Mapping[str, str]) -> None:
 
 
 def held_out(run: Path) -> Records | None:
-    """The validation records of a run; None without a run or without such records."""
+    """The validation records of a run; None without a run or without such records at hand."""
     if not (run / RECIPE).is_file():
         return None
-    validation = read_data(RunFolder(run).recipe())[1]
+    recipe = RunFolder(run).recipe()
+    # Data from the memory of a program are there only while it hands them in.
+    sources = (recipe.data.train, recipe.data.validation)
+    if any(isinstance(own, str) and is_from_memory(own) and not is_held(own) for own in sources):
+        return None
+    validation = read_data(recipe)[1]
     return validation if isinstance(validation, Records) else None
 
 
 def examined_records(
     run: str,
     task: AnyTask,
-    data: str | None,  # a file or a Hub dataset; None: the validation data
+    # A file, a Hub dataset or a table in memory; None: the validation data.
+    data: str | Path | Table | None,
     *,
     columns: Mapping[str, str],  # the task's names of columns -> those in `data`
     encoding: str = "utf-8",  # of `data`, if it is a text file
@@ -311,15 +391,27 @@ def tokenizer_for(recipe: Recipe, data: Data) -> str | Path | Tokenizer | None:
 
 
 def read_features(
-    what: str,  # what people call the data, e.g. `validation`
+    what: str,
     task: Preprocessor,
     records: Data,
     bundle: Bundle,
     reporter: Reporter,
     *,
     evaluation: bool = False,
+    errors: Errors | None = None,
 ) -> Features:
-    """Make the features of some data; report how they were read, their number and what is wrong."""
+    """Make the features of some data; report how they were read, their number and what is wrong.
+
+    Args:
+        what: what people call the data, e.g. `validation`.
+        task: of the model.
+        records: records or documents.
+        bundle: whose tokenizer is taken.
+        reporter: is told.
+        evaluation: whether the features are for evaluation rather than training.
+        errors: what is done about records that cannot be used (`data.errors`); None: the first of
+            them is an error.
+    """
     if isinstance(records, Records):
         for note in records.notes:
             reporter.say(note)
@@ -329,13 +421,14 @@ def read_features(
             evaluation=evaluation,
             progress=done,
             cache=FeatureCache.usual(),
+            errors=errors,
         )
     tokens = int(features.lengths.sum())
     cut = f"; {features.truncated:,} {task.truncation_note}" if features.truncated else ""
     which = ""
     if isinstance(records, Records):
         unit = None if records.text_unit is None else TEXT_UNITS[records.text_unit]
-        which = "; ".join(filter(None, (unit, records.part)))
+        which = "; ".join(map(tr, filter(None, (unit, records.part))))
         which = f" ({which})" if which else ""
     reporter.say(f"{what}: {len(features):,} from {records.origin}{which}, {tokens:,} tokens{cut}")
     if isinstance(records, Records):

@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pretune.errors import RunError
 from pretune.inference.runtime import choose_device
+from pretune.training.lifeline import Lifeline
 
 T = TypeVar("T")
 
@@ -34,13 +35,26 @@ class World:
         """Whether this process writes files and reports."""
         return self.rank == 0
 
-    def spread(self, model: nn.Module, parallel: str, trial: Callable[[], Tensor]) -> None:
+    def shards(self, parallel: str) -> bool:
+        """Whether each process is to hold only a shard of the model."""
+        return self.size > 1 and parallel == "fsdp"
+
+    def spread(
+        self, model: nn.Module, parallel: str, device: torch.device, trial: Callable[[], Tensor]
+    ) -> None:
         """Let all processes train a model together; it must be the same in all of them.
 
         Gradients are *summed* over the processes, because a loss is a sum: the optimizer divides by
         the count of the whole batch. With "ddp" each process keeps the whole model, with "fsdp" a
-        shard of every tensor. DDP searches the graph in every update only if the loss that `trial`
-        computes does not reach all parameters.
+        shard of every tensor.
+
+        Args:
+            model: on this process's device already; with "fsdp" wherever it was loaded, as only
+                shards go to the device.
+            parallel: "ddp" or "fsdp".
+            device: of this process.
+            trial: computes a loss. DDP searches the graph in every update only if this does not
+                reach all parameters.
         """
         if self.size == 1:
             return
@@ -52,13 +66,9 @@ class World:
             self._replica = DistributedDataParallel(model, find_unused_parameters=unreached)
             self._replica.register_comm_hook(None, _sum_gradients)
             return
-        from torch.distributed.fsdp import fully_shard  # slow to import
+        from pretune.training.sharded import shard_model  # slow to import
 
-        layers = model.get_submodule("backbone.layers")
-        for module in (*layers.children(), model):
-            shard = fully_shard(module)
-            shard.set_gradient_divide_factor(1.0)
-            shard.set_force_sum_reduction_for_comms(True)
+        shard_model(model, device, self.size)
 
     def wrapped(self, model: nn.Module) -> nn.Module:
         """The module to call in training in place of the model."""
@@ -84,18 +94,46 @@ class World:
         sums: list[float] = together.tolist()
         return sums
 
-    def gather(self, mine: T) -> list[T]:
-        """Collect a value from every process, in the order of their ranks."""
+    def gather(self, mine: T, group: dist.ProcessGroup | None = None) -> list[T]:
+        """Collect a value from every process, in the order of their ranks.
+
+        Args:
+            mine: this process's.
+            group: of all processes, for another thread than the one that trains; None: the usual.
+        """
         if self.size == 1:
             return [mine]
         everybody: list[Any] = [None] * self.size
-        dist.all_gather_object(everybody, mine)
+        dist.all_gather_object(everybody, mine, group=group)
         return everybody
 
+    def decided(self, choose: Callable[[], T]) -> T:
+        """What the main process chooses, in all processes: files may look different to others."""
+        chosen: T = self.gather(choose() if self.main else None)[0]  # type: ignore[assignment]
+        return chosen
+
     def wait(self) -> None:
-        """Wait until all processes are here."""
-        if self.size > 1:
-            dist.barrier()
+        """Wait until all processes are here.
+
+        Not by a barrier, which on GPUs is NCCL's: it gives up after some minutes, while the main
+        process may well compute for an hour what all others wait for.
+        """
+        self.gather(None)
+
+    @contextmanager
+    def first_on_machine(self, *, really: bool = True) -> Iterator[None]:
+        """Context that one process of each machine goes through before its others.
+
+        What it left in a cache, the others read. Without `really` nobody waits.
+        """
+        if self.size == 1 or not really:
+            yield
+        elif self.local_rank == 0:
+            yield
+            self.wait()
+        else:
+            self.wait()
+            yield
 
 
 def is_shard(tensor: Tensor) -> bool:
@@ -114,22 +152,18 @@ def local(tensor: Tensor) -> Tensor:
     return shard
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """The whole of a tensor; all processes must call this together if it is sharded."""
-    full: Tensor = getattr(tensor, "full_tensor", lambda: tensor)()
-    return full
-
-
 @torch.no_grad()
 def assign(target: Tensor, value: Tensor) -> None:
-    """Copy values into a tensor that may be sharded, from one that may be sharded too."""
-    if is_shard(target) and not is_shard(value):
-        from torch.distributed.tensor import DTensor, distribute_tensor  # slow to import
+    """Copy values into a tensor that may be sharded, from one that may be sharded too.
 
-        assert isinstance(target, DTensor)  # noqa: S101 - for the type checker
-        mesh, placements = target.device_mesh, target.placements
-        value = distribute_tensor(value.to(target.device), mesh, placements, src_data_rank=None)
-    target.copy_(value)
+    Of a whole value only the rows of this process's shard are read and go to its device.
+    """
+    if is_shard(target) and not is_shard(value):
+        from pretune.training.sharded import own_rows  # slow to import
+
+        local(target).copy_(own_rows(value, target))
+    else:
+        target.copy_(value)
 
 
 def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
@@ -173,16 +207,31 @@ def own_device(name: str, world: World) -> torch.device:
 
 @contextmanager
 def joined(world: World, device: torch.device) -> Iterator[None]:
-    """Join the other processes, and leave them in the end."""
+    """Join the other processes, and leave them in the end.
+
+    What a launcher such as Ray Train has joined already stays joined.
+
+    Raises:
+        RunError: the processes lost each other, though none of them is known to have died.
+    """
     if world.size == 1:
         yield
         return
+    ours = not dist.is_initialized()
+    if ours:
+        _join(device)
+    try:
+        with Lifeline(world.rank, world.size, world.local_rank, world.gather):
+            yield
+    finally:
+        if ours:
+            dist.destroy_process_group()
+
+
+def _join(device: torch.device) -> None:
+    """Join the default group: what lies on the host goes by gloo, what lies on a GPU by NCCL."""
     # NCCL has to know the GPU of this process: else it takes any for the first exchange.
     if device.type == "cuda":
-        dist.init_process_group("nccl", device_id=device)
+        dist.init_process_group("cpu:gloo,cuda:nccl", device_id=device)
     else:
         dist.init_process_group("gloo")
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()

@@ -18,6 +18,7 @@ from pretune.inference.strategies import Strategy
 from pretune.models.backbone import Backbone
 from pretune.models.heads.pooled import PooledHead
 from pretune.tasks.base import AnyTask, DrawsAnew, Head
+from pretune.tasks.sentences import SentenceTask
 
 #: What `train.freeze` accepts: a word, `{layers: N}`, or a pattern of parameter names.
 Freeze = str | Mapping[Literal["layers"], int]
@@ -105,7 +106,9 @@ def reads_once(task: Head, model: nn.Module, features: Features) -> bool:
     That needs a frozen backbone and a head that reads one vector per feature.
     """
     frozen = not any(p.requires_grad for p in model.get_submodule("backbone").parameters())
-    usual = type(task).forward is Head.forward and not isinstance(task, DrawsAnew)
+    # Texts in windows have choices.
+    usual = type(task).forward in (Head.forward, SentenceTask.forward)
+    usual = usual and not isinstance(task, DrawsAnew)
     return frozen and usual and features.choices is None and isinstance(model, PooledHead)
 
 

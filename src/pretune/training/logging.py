@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, Self
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from rich.progress import (
     BarColumn,
@@ -23,13 +24,21 @@ from rich.progress import (
 from typing_extensions import override
 
 from pretune.checkpoints.atomic_io import atomic_text
+from pretune.tasks.classification.counts import shown_figure
 from pretune.text.console import PlainConsole
-from pretune.text.terminal import hanging
+from pretune.text.notebook import in_kernel
+from pretune.text.spoken_language import tr
+from pretune.text.terminal import hanging, in_line
+from pretune.training.live_run import LivePage
 from pretune.training.sample_sheet import SheetRow, write_sheet
 
 if TYPE_CHECKING:
     from rich.console import Console
     from torch.utils.tensorboard import SummaryWriter
+
+
+#: What a bar calls the work of a run.
+TRAINING = "training"
 
 
 @dataclass(frozen=True)
@@ -180,7 +189,8 @@ def _ignore_full_disk(args: threading.ExceptHookArgs) -> None:
 class Reporter:
     """Shows progress on the terminal, or as plain lines without one, and writes figures to logs.
 
-    What is shown goes to standard error by default, so that results can be piped.
+    What is shown goes to standard error by default, so that results can be piped. In a notebook it
+    is one display that is updated in place.
     """
 
     #: The least seconds between two lines of progress without a terminal.
@@ -192,7 +202,8 @@ class Reporter:
         self.console = console or PlainConsole(stderr=True, quiet=quiet)
         self._sinks = list(sinks)
         self._failed: set[str] = set()
-        self._live = self.console.is_terminal and not quiet
+        self._page = LivePage() if console is None and not quiet and in_kernel() else None
+        self._live = self.console.is_terminal and not quiet and self._page is None
         self._stack = ExitStack()
         self._bar: Progress | None = None
         self._bar_task: TaskID | None = None
@@ -208,6 +219,8 @@ class Reporter:
         for sink in self._sinks:
             with self._going_on(sink):
                 sink.close()
+        if self._page is not None:
+            self._page.close(failed=exception[0] is not None)
 
     def rewind(self, step: int) -> None:
         """Drop what the logs hold after update `step`: the updates will be made again."""
@@ -235,25 +248,36 @@ class Reporter:
                 self.say(f"{place}: cannot be written ({error.strerror}); training continues")
 
     def say(self, text: str) -> None:
-        """Show a line of text."""
+        """Show a line of text in the language that is spoken."""
+        text = tr(text)
+        if self._page is not None:
+            self._page.say(text)
+            return
         self.console.print(hanging(text), soft_wrap=True)
 
     @contextmanager
     def working(self, what: str, total: int) -> Iterator[Callable[[int], None] | None]:
         """Show a bar; yields a function that takes the number of items done, or None."""
+        if self._page is not None and self._page.run.what != TRAINING:
+            yield self._page.work(what, total)
+            return
         if not self._live or self._bar is not None:
             yield None
             return
         with _bar(self.console, "") as bar:
-            task = bar.add_task(what, total=total)
+            task = bar.add_task(tr(what), total=total)
             yield lambda done: bar.update(task, completed=done)
 
     def begin(self, total: int, done: int = 0) -> None:
         """Start showing training."""
         self._started, self._first = time.monotonic(), done
+        if self._page is not None:
+            self._page.begin(TRAINING, total, done)
         if self._live:
             self._bar = self._stack.enter_context(_bar(self.console, "[dim]{task.fields[figures]}"))
-            self._bar_task = self._bar.add_task("training", total=total, completed=done, figures="")
+            self._bar_task = self._bar.add_task(
+                tr(TRAINING), total=total, completed=done, figures=""
+            )
 
     def step(self, entry: Step, total: int) -> None:
         """Log an entry, and show it once in a while."""
@@ -266,6 +290,9 @@ class Reporter:
         if self._bar is not None and self._bar_task is not None:
             self._bar.update(self._bar_task, completed=entry.step, figures=text)
             return
+        if self._page is not None:
+            self._page.step(entry.step, entry.loss, text)
+            return
         now = time.monotonic()
         if now - self._last_line >= self.PLAIN_SECONDS or entry.step == total:
             self._last_line = now
@@ -275,11 +302,22 @@ class Reporter:
             self.say(f"{place}  {text}  {_duration(left)} left")
 
     def evaluation(
-        self, step: int, epoch: float, metrics: Mapping[str, float], seconds: float, note: str
+        self,
+        step: int,
+        epoch: float,
+        metrics: Mapping[str, float],
+        seconds: float,
+        note: str,
+        *,
+        details: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
-        """Log and show an evaluation."""
+        """Log and show an evaluation, whose `details` may say more of what its figures mean."""
         self._keep(step, epoch, {f"validation/{name}": value for name, value in metrics.items()})
-        figures = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+        if self._page is not None:
+            self._page.evaluation(step, metrics)
+        figures = "  ".join(
+            f"{in_line(shown_figure(name, details))} {value:.4f}" for name, value in metrics.items()
+        )
         self.say(f"epoch {epoch:.2f}  validation: {figures}  ({seconds:.1f} s){note}")
 
     def samples(self, sheet: Sequence[SheetRow]) -> None:
@@ -297,7 +335,7 @@ def _bar(console: Console, figures: str) -> Progress:
         BarColumn(bar_width=None),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
-        TextColumn("left"),
+        TextColumn(tr("left")),
         TimeRemainingColumn(),
         *([TextColumn(figures)] if figures else []),
         console=console,

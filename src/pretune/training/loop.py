@@ -16,7 +16,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import AbstractContextManager, closing, nullcontext
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -27,13 +27,14 @@ from pretune.data.arrays import Array
 from pretune.data.batch import Features, PackedBatch
 from pretune.data.batch_order import Cursor
 from pretune.data.prefetch import prefetched
-from pretune.errors import PretuneError, RunError, did_you_mean
+from pretune.errors import OwnCodeError, PretuneError, RunError, did_you_mean
 from pretune.inference.memory import reusing_memory
 from pretune.inference.runtime import evaluation_mode, precision_context
 from pretune.inference.strategies import Strategy, strategy_for
 from pretune.recipe.schema import TrainSection
 from pretune.tasks.added_metrics import AllMetrics
 from pretune.tasks.base import AnyTask, HasReference, MakesExperience, WritesAnswers, drawn
+from pretune.training.callbacks import Callbacks, Event, Moment
 from pretune.training.distributed import World, is_sharded, load_weights
 from pretune.training.ema import MovingAverage
 from pretune.training.freeze import ReadOnce, reads_once, train_mode
@@ -53,7 +54,7 @@ from pretune.training.state import (
     restore_all_generators,
 )
 from pretune.training.stop import Stopped
-from pretune.training.validation import Evaluation, better, evaluate_features
+from pretune.training.validation import Evaluation, beats, better_by, evaluate_features
 
 #: The examples of a bad batch that are looked at one by one.
 MAX_EXAMINED = 1024
@@ -148,6 +149,7 @@ class Trainer:
         # Names a record for people, by its number.
         name_record: Callable[[int], str] = "record {}".format,
         world: World | None = None,
+        callbacks: Callbacks | None = None,
     ) -> None:
         if len(train) == 0:
             why = f": {train.skipped[0].why}" if train.skipped else ""
@@ -162,6 +164,7 @@ class Trainer:
         self.device = device or torch.device("cpu")
         self.reporter = reporter or Reporter(quiet=True)
         self.world = world or World()
+        self.callbacks = callbacks or Callbacks()
         self.name_record = name_record
         self.store = store or CheckpointStore()
         self._should_stop = should_stop
@@ -196,6 +199,7 @@ class Trainer:
         self.begun: deque[Cursor] = deque(maxlen=before_trouble)  # where the last updates began
         self._stopping = False
         self._saved_at = -1
+        self._figures: dict[str, float] = {}  # of the last update, for callbacks
 
     def _strategy(self) -> Strategy:
         """How batches run: those of most tasks come from the data, others are written first."""
@@ -223,15 +227,18 @@ class Trainer:
 
         Raises:
             Stopped: `should_stop` asked for it; the model was saved.
+            OwnCodeError: a callback, a metric or a loss failed; the model was saved.
             PretuneError: the strategy cannot make its examples; the model was saved.
             RunError: the numbers went wrong and the guard gave up. The update is not applied.
         """
         train_mode(self.model)
         self._read_frozen_backbone()
         self.reporter.begin(self.total, self.history.steps)
-        with reusing_memory(self.device.type == "cpu") as tidy:
+        with self._kept(), reusing_memory(self.device.type == "cpu") as tidy:
             if self.history.steps == 0:
                 self._before_first(tidy)
+            elif self._owes_evaluation():
+                self._evaluate_and_save(tidy)
             while self.history.steps < self.total and not self.history.ended:
                 began, held = time.perf_counter(), self.strategy.holds(self.cursor)
                 self._prepare()
@@ -240,15 +247,39 @@ class Trainer:
                 # Recovering from trouble moves the cursor, and the batches start there afresh.
                 with closing(self._batches()) as batches:
                     self._train_on(batches, tidy)
+        self._tell("end", {} if self.history.best is None else self.history.best.metrics)
         return self.history
+
+    @contextmanager
+    def _kept(self) -> Iterator[None]:
+        """Context that saves the run where a person's own code, as of a metric, fails in it."""
+        try:
+            yield
+        except OwnCodeError:
+            self.optimizer.zero_grad()
+            # Other processes are somewhere else, and saving takes all of them.
+            if self.world.size == 1 and self.history.steps and self._saved_at != self.history.steps:
+                self._save(best=False, tell=False)
+            raise
+
+    def _owes_evaluation(self) -> bool:
+        """Whether a run that is resumed ended where an evaluation was due, as a callback failed."""
+        if self.validation is None or self.history.evaluated == self.history.steps:
+            return False
+        step, every = self.history.steps, self.options.eval_every
+        if step == self.total or self.history.ended:
+            return True
+        return self.cursor.offset == 0 if every == "epoch" else step % every == 0
 
     def _before_first(self, tidy: Callable[[], None]) -> None:
         """Save, and perhaps evaluate, what training starts from."""
         # What it starts from is what a reference ties it to, and may stay the best.
-        compared = isinstance(self.task, HasReference) and self.validation is not None
-        if compared and self.history.evaluated is None:
-            self._evaluate_and_save(tidy)
-        elif self.options.guard.action == "rollback":
+        compared = isinstance(self.task, HasReference) or self.options.eval_at_start
+        all_there_is = self.total == 0
+        if (compared or all_there_is) and self.validation is not None:
+            if self.history.evaluated is None:
+                self._evaluate_and_save(tidy)
+        elif all_there_is or self.options.guard.action == "rollback":
             self._save(best=False)  # something to go back to
 
     def _prepare(self) -> None:
@@ -283,6 +314,7 @@ class Trainer:
                     self._evaluate_and_save(tidy)
                 return
             tidy()
+            self._tell("step", self._figures)
             # Once in a while: evaluate and save, or only save.
             step, every = self.history.steps, self.options.eval_every
             done = step == self.total or self.history.ended
@@ -344,7 +376,12 @@ class Trainer:
             self.strategy.begin_epoch()
 
         # The sum of the loss and of its gradients, over all micro-batches and processes.
-        total, count, parts = self.gradients(batch)
+        try:
+            total, count, parts = self.gradients(batch)
+        except OwnCodeError:
+            torch.set_rng_state(batch.rng_state)  # as if the update had not begun
+            self.begun.pop()
+            raise
         norm = self.optimizer.gradient_norm()
         mean, norm_of_mean = total / max(count, 1), float(norm) / max(count, 1)
         trouble = self.guard.judge(mean, norm_of_mean)
@@ -371,6 +408,7 @@ class Trainer:
         if count and isinstance(self.task, MakesExperience):
             self._compare_with_limits(means)
         self._log_sums.add(total, count, parts, tokens, seconds)
+        self._figures = {"loss": mean, "learning_rate": rate, "gradient_norm": norm_of_mean}
         last = self.history.steps == self.total or self.history.ended
         due = last or self.history.steps % self.options.log_every == 0
         if due and self._log_sums.count > 0:
@@ -461,13 +499,19 @@ class Trainer:
         # Is it the best so far?
         history, by = self.history, self._best_by
         best = history.best
-        is_best = best is None or better(by, result.metrics[by], best.metrics[by])
+        # A loss over replies that the model wrote itself does not tell which one is surer.
+        ranked = better_by if isinstance(self.task, MakesExperience) else beats
+        is_best = best is None or ranked(by, result.metrics, best.metrics)
         if is_best:
             history.best, history.best_step = result, history.steps
         history.evaluations.append((history.steps, self.epoch, result.metrics))
         note = "  best so far" if is_best else ""
-        self.reporter.evaluation(history.steps, self.epoch, result.metrics, result.seconds, note)
+        self.reporter.evaluation(
+            *(history.steps, self.epoch, result.metrics, result.seconds, note),
+            details=result.details,
+        )
         self._show_samples(result)
+        self._tell("evaluation", result.metrics, best=is_best)
         # Does something look wrong? It is said once.
         if isinstance(self.task, MakesExperience) and not history.warnings:
             warning = self.task.warning(history.evaluations[0][2], result.metrics)
@@ -510,11 +554,47 @@ class Trainer:
     def _averaged(self) -> AbstractContextManager[None]:
         return nullcontext() if self.average is None else self.average.applied()
 
-    def _save(self, *, best: bool) -> None:
+    def _save(self, *, best: bool, tell: bool = True) -> None:
         state = self.state()
         with self._averaged():
             self.store.save(self.history.steps, state, best=best)
         self._saved_at = self.history.steps
+        if tell and self.callbacks.listen("checkpoint"):
+            self.store.flush()  # it may be written in the background
+            self._tell("checkpoint", {}, best=best)
+
+    # Callbacks
+
+    def _tell(self, event: Event, figures: Mapping[str, float], *, best: bool = False) -> None:
+        """Tell the callbacks what happened; one that fails ends the run, whose state is saved."""
+        if not self.callbacks.listen(event):
+            return
+        step, epoch, why = self.history.steps, self.epoch, None
+        failed: OwnCodeError | None = None
+
+        def moment(reasons: list[str]) -> Moment:
+            known = (step, self.total, epoch, dict(figures), best)
+            return Moment(*known, self.model, self.task, self.callbacks.folder, reasons)
+
+        # The first process calls them; all of them go on, or end, together.
+        if self.world.main:
+            if event == "end":
+                self.store.flush()
+            try:
+                with nullcontext() if event == "step" else self._averaged():
+                    why = self.callbacks.tell(event, moment)
+            except OwnCodeError as error:
+                failed = error
+        flags = [float(failed is not None), float(why is not None)]
+        any_failed, any_asked = self.world.sum(flags, self.device)
+        if any_failed:
+            if self._saved_at != step:
+                self._save(best=best, tell=False)
+            raise failed or OwnCodeError("a callback failed in the first process")
+        if any_asked and event != "end" and not self.history.ended:
+            self.history.early = True
+            asked = "" if why is None else f"{why}: "
+            self.reporter.say(f"{asked}a callback asks to stop, after update {step}")
 
     # The state of the run, to and from a checkpoint
 

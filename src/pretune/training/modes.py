@@ -5,21 +5,24 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import nn
 
 from pretune.errors import RunError
-from pretune.models.backbone import Backbone
+from pretune.models.backbone import backbone_of
+from pretune.models.heads.replaced import companion_of
 from pretune.recipe.schema import TrainSection
 
 
 def set_modes(model: nn.Module, options: TrainSection, device: torch.device) -> None:
     """Set activation checkpointing and compilation as a recipe says."""
-    backbone = model.get_submodule("backbone")
-    assert isinstance(backbone, Backbone)  # noqa: S101 - for the type checker
-    backbone.recompute = options.activation_checkpointing
+    models = [part for part in (model, companion_of(model)) if part is not None]
+    backbones = [backbone_of(part) for part in models]
+    for backbone in backbones:
+        backbone.recompute = options.activation_checkpointing
     if not options.compile:
         return
     if device.type != "cuda":
@@ -28,7 +31,7 @@ def set_modes(model: nn.Module, options: TrainSection, device: torch.device) -> 
             "are faster",
             "Leave it out: train.compile=false.",
         )
-    for layer in backbone.layers:
+    for layer in chain.from_iterable(backbone.layers for backbone in backbones):
         layer.compile(dynamic=True)  # packed batches rarely repeat their number of tokens
 
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import copy
+import platform
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,8 +21,9 @@ from pretune.checkpoints.manifest import files_digest
 from pretune.checkpoints.source import find_source
 from pretune.data.arrays import Array
 from pretune.data.batch import Features, FeatureSet, PackedBatch
+from pretune.data.readers.in_memory import gone, is_from_memory, is_held
 from pretune.data.records import Records
-from pretune.errors import PretuneError, RewardError, RunError
+from pretune.errors import OwnCodeError, PretuneError, RewardError, RunError
 from pretune.inference.reference import (
     frozen,
     load_reference,
@@ -41,8 +45,10 @@ from pretune.tasks.base import (
     drawn,
 )
 from pretune.tasks.distillation.taught import Taught
+from pretune.tasks.features import FeatureCache, own_columns
 from pretune.text.byte_stream import is_file, is_passing
 from pretune.training.adapters import check_base, check_lora, frozen_digest
+from pretune.training.callbacks import Callback, Callbacks, named_callbacks
 from pretune.training.checkpoint import (
     TENSORS,
     VALUES,
@@ -52,6 +58,7 @@ from pretune.training.checkpoint import (
 )
 from pretune.training.data import Data, fit, read_data, read_features, tokenizer_for
 from pretune.training.distributed import World, environment_world, joined, own_device
+from pretune.training.first_look import data_facts, doubts
 from pretune.training.freeze import freeze
 from pretune.training.limits import check_limits
 from pretune.training.logging import JsonLines, Reporter, SampleFile, TensorBoard
@@ -67,7 +74,7 @@ from pretune.training.reference_scores import (
 )
 from pretune.training.run_folder import EVENTS, METRICS, RunFolder
 from pretune.training.run_kernels import chosen_kernels, keep_kernels
-from pretune.training.run_result import RunResult, SeedsResult, environment, peak_memory_mb
+from pretune.training.run_result import RunResult, environment, peak_memory_mb
 from pretune.training.sample_sheet import SAMPLES
 from pretune.training.state import TrainingHistory, seed_everything, seed_process
 from pretune.training.stop import Interrupted, Stopped, StopRequest
@@ -86,13 +93,26 @@ MAY_CHANGE = (
     "train.device",
     "train.guard",
     "train.stop_on",
+    "train.callbacks",
     "description",
     "track",
 )
 
 
-def train_recipe(recipe: Recipe, *, overwrite: bool = False, quiet: bool = False) -> RunResult:
+def train_recipe(
+    recipe: Recipe,
+    *,
+    overwrite: bool = False,
+    quiet: bool = False,
+    callbacks: Sequence[Callback] = (),
+) -> RunResult:
     """Train as a recipe says, into its output folder.
+
+    Args:
+        recipe: the recipe.
+        overwrite: delete an earlier run in the output folder.
+        quiet: show no progress.
+        callbacks: called between updates, after those that the recipe names.
 
     Raises:
         PretuneError: bad data, model, recipe or folder; says what to do.
@@ -103,17 +123,63 @@ def train_recipe(recipe: Recipe, *, overwrite: bool = False, quiet: bool = False
     with joined(world, device):
         if world.main:
             folder.check(recipe, overwrite=overwrite)
-        return _Run(recipe, folder, world, device, quiet=quiet).go()
+        return _Run(recipe, folder, world, device, quiet=quiet, callbacks=callbacks).go()
 
 
-def resume(path: str | Path, overrides: Overrides = (), *, quiet: bool = False) -> RunResult:
+def train_or_resume(
+    recipe: Recipe, *, quiet: bool = False, callbacks: Sequence[Callback] = ()
+) -> RunResult:
+    """Train as a recipe says, from wherever the run in its output folder is.
+
+    A run that is not there begins, one that was stopped or killed goes on, and the result of one
+    that is finished is returned: so the same command may be given again and again.
+
+    Raises:
+        PretuneError: as `train_recipe` and `resume`; the folder may hold no run of another recipe.
+        Interrupted: by SIGINT or SIGTERM; the last model is saved.
+    """
+    folder, world = RunFolder(recipe.output), environment_world()
+    device = own_device(recipe.train.device, world)
+    with joined(world, device), ExitStack() as stack:
+        # The main process looks: by the time that others look, it may have begun the run.
+        if not world.decided(folder.exists):
+            if world.main:
+                folder.check(recipe)
+            return _Run(recipe, folder, world, device, quiet=quiet, callbacks=callbacks).go()
+        finished = world.decided(partial(_finished, folder, recipe))
+        if finished is not None:
+            return finished
+        if world.main:
+            stack.enter_context(folder.locked())
+        run = _Run(recipe, folder, world, device, quiet=quiet, resumed=True, callbacks=callbacks)
+        return run.go()
+
+
+def _finished(folder: RunFolder, recipe: Recipe) -> RunResult | None:
+    """The result of a run that is to go on by a recipe; None if it is unfinished."""
+    earlier = folder.recipe().changed({"output": recipe.output})
+    passing = passing_data(earlier)
+    _check_unchanged(earlier, recipe, (*MAY_CHANGE, *passing))
+    if (result := folder.result()) is None:
+        _check_data_is_there(folder.path, recipe, passing)
+    return result
+
+
+def resume(
+    path: str | Path,
+    overrides: Overrides = (),
+    *,
+    quiet: bool = False,
+    callbacks: Sequence[Callback] = (),
+) -> RunResult:
     """Continue a run that was stopped or killed, from its newest whole checkpoint.
 
     On the same machine with the same versions the result is the same, bit for bit, as without the
     interruption. A finished run is left as it is.
 
     Raises:
-        PretuneError: no run there, or its recipe or data have changed.
+        PretuneError: no run there, its recipe or data have changed, or they were in the memory of a
+            program and are not handed in again.
         Interrupted: by SIGINT or SIGTERM; the last model is saved.
     """
     folder = RunFolder(path)
@@ -124,16 +190,43 @@ def resume(path: str | Path, overrides: Overrides = (), *, quiet: bool = False) 
     _check_unchanged(earlier, recipe, (*MAY_CHANGE, *passing))
     if (finished := folder.result()) is not None:
         return finished
+    _check_data_is_there(path, recipe, passing)
+    world = environment_world()
+    device = own_device(recipe.train.device, world)
+    with joined(world, device), folder.locked() if world.main else nullcontext():
+        run = _Run(recipe, folder, world, device, quiet=quiet, resumed=True, callbacks=callbacks)
+        return run.go()
+
+
+def _check_data_is_there(path: str | Path, recipe: Recipe, passing: Mapping[str, str]) -> None:
+    """Check data that cannot be read again; `passing` are those that the run began with."""
     for key, source in passing_data(recipe).items():
-        if not all(map(is_file, source.split(","))):
+        if is_from_memory(source):
+            _check_handed_in(path, key, source, passing.get(key))
+        elif not all(map(is_file, source.split(","))):
             raise RunError(
                 f"{path}: its {key} came through a pipe ({source}), and is gone",
                 f"Save the same data to a file, and name it: {resume_command(path)}",
             )
-    world = environment_world()
-    device = own_device(recipe.train.device, world)
-    with joined(world, device), folder.locked() if world.main else nullcontext():
-        return _Run(recipe, folder, world, device, quiet=quiet, resumed=True).go()
+
+
+def _check_handed_in(path: str | Path, key: str, source: str, earlier: str | None) -> None:
+    """Check that data from memory are at hand, and are those of the run.
+
+    Args:
+        path: the folder of the run.
+        key: which data: `data.train` or `data.validation`.
+        source: their name in the recipe.
+        earlier: that of the data that the run began with, if they could not be read again either.
+    """
+    if earlier is not None and is_from_memory(earlier) and source != earlier:
+        raise RunError(
+            f"{path}: other data than those that it began with: {source}; they were {earlier}",
+            "Hand in the same rows in the same order; or start a new run from its weights: "
+            f"pretune.train(RECIPE, {{'model.from': '{path}', 'output': ...}}, data=...).",
+        )
+    if not is_held(source):
+        raise gone(source, path, key)
 
 
 def passing_data(recipe: Recipe) -> dict[str, str]:
@@ -142,7 +235,8 @@ def passing_data(recipe: Recipe) -> dict[str, str]:
     return {
         key: source
         for key, source in sources.items()
-        if isinstance(source, str) and any(map(is_passing, source.split(",")))
+        if isinstance(source, str)
+        and (is_from_memory(source) or any(map(is_passing, source.split(","))))
     }
 
 
@@ -152,40 +246,17 @@ def resume_command(path: str | Path) -> str:
     return f"pretune train --resume {path}{named}"
 
 
-def train_seeds(
-    recipe: Recipe, count: int, *, overwrite: bool = False, quiet: bool = False
-) -> SeedsResult:
-    """Train `count` times, with seeds from `recipe.seed` on, into `output/seed-S`.
-
-    Runs of this very recipe that exist already count, and are continued if they are unfinished.
-
-    Raises:
-        PretuneError: as `train_recipe`; a seed or a folder that cannot be used is an error before
-            any training.
-        Interrupted: by SIGINT or SIGTERM; the last model of that run is saved.
-    """
-    # Every folder is checked before the first run.
-    todo = []
-    for seed in range(recipe.seed, recipe.seed + count):
-        output = str(Path(recipe.output) / f"seed-{seed}")
-        seeded = recipe.changed({"seed": seed, "output": output})
-        folder = RunFolder(output)
-        exists = not overwrite and folder.holds(seeded)
-        if not exists:
-            folder.check(seeded, overwrite=overwrite)
-        todo.append((seeded, exists))
-    return SeedsResult(
-        tuple(
-            resume(seeded.output, quiet=quiet)
-            if exists
-            else train_recipe(seeded, overwrite=overwrite, quiet=quiet)
-            for seeded, exists in todo
-        )
-    )
-
-
-def starting_model(recipe: Recipe, task: AnyTask, data: Data, start: Path | None = None) -> Bundle:
+def starting_model(
+    recipe: Recipe, task: AnyTask, data: Data, start: Path | None = None, *, mmap: bool = False
+) -> Bundle:
     """Load the model that a recipe, or a checkpoint of its run, starts from; frozen as it says.
+
+    Args:
+        recipe: says which.
+        task: gives it its head.
+        data: for a new tokenizer.
+        start: a checkpoint of the run.
+        mmap: leave the weights in their files until they are read, where none is written to.
 
     Raises:
         PretuneError: missing, damaged, or not suitable for the task.
@@ -202,7 +273,7 @@ def starting_model(recipe: Recipe, task: AnyTask, data: Data, start: Path | None
         layers=model.layers if start is None else None,
         dropout=model.dropout,
         attention_dropout=model.attention_dropout,
-        mmap=False,  # every weight is about to be written to
+        mmap=mmap,  # usually every weight is about to be written to
         allow_pickle=model.allow_pickle,
     )
     if is_int8(bundle.model):
@@ -211,6 +282,10 @@ def starting_model(recipe: Recipe, task: AnyTask, data: Data, start: Path | None
             "Train the model that it was made of, and quantize the result.",
         )
     bundle.columns = dict(recipe.data.columns)
+    if isinstance(data, Records):  # those that were guessed
+        own = own_columns(task)
+        renamed = {ours: theirs for ours, theirs in data.renamed.items() if ours in own}
+        bundle.columns = renamed | bundle.columns
     # Tokens are added once; a checkpoint has them already.
     known = bundle.tokenizer.vocab_size
     if start is None:
@@ -219,7 +294,8 @@ def starting_model(recipe: Recipe, task: AnyTask, data: Data, start: Path | None
         freeze(bundle.model, recipe.train.freeze)
     else:
         new = range(known, bundle.tokenizer.vocab_size)
-        add_lora(bundle.model, lora.rank, lora.alpha, lora.targets, new)
+        fresh = () if bundle.report is None else bundle.report.missing
+        add_lora(bundle.model, lora.rank, lora.alpha, lora.targets, new, fresh=fresh)
     return bundle
 
 
@@ -235,19 +311,22 @@ class _Run:
         *,
         quiet: bool,
         resumed: bool = False,
+        callbacks: Sequence[Callback] = (),
     ) -> None:
         self.recipe, self.folder, self.world, self.resumed = recipe, folder, world, resumed
         self.device = device
         self.reporter = Reporter(quiet=quiet or not world.main)
         self._say = self.reporter.say
         self.task = student_task(recipe)
+        named = named_callbacks(recipe.train.callbacks)
+        self.callbacks = Callbacks([*named, *callbacks], folder.path)
         self.lessons: Lessons | None = None
 
     def go(self) -> RunResult:
         """Read, load, train, and write the result."""
         with self.folder.filling(), self.reporter, ExitStack() as stack:
             # Everything is read and checked before the folder is touched.
-            start = newest_whole(self.folder.path, say=self._say) if self.resumed else None
+            start = self.world.decided(self._newest) if self.resumed else None
             self._gather(start)
             self._equip()
             self._find_teachers()
@@ -275,38 +354,60 @@ class _Run:
                 self._say(f"resumed from {where}: update {trainer.history.steps}")
             self._say(_summary(trainer, self.world))
             history = self._fit(trainer, store, stop)
-            result = _result(self.recipe, history, self.device)
+            result = _result(self.recipe, history, self.device, self.facts)
             if self.world.main:
                 self.folder.finish(result)
         return result
+
+    def _newest(self) -> Path | None:
+        return newest_whole(self.folder.path, say=self._say)
 
     def _gather(self, start: Path | None) -> None:
         """Read the data, load the model and make the features."""
         task, reporter = self.task, self.reporter
         self.data, self.held_back = read_data(self.recipe)
-        held_back = self.held_back
+        held_back, errors = self.held_back, self.recipe.data.errors
         fit(task, self.data)
         check_reference(task, self.recipe)
         check_batches_stay_whole(task, self.recipe.train, self.world)
         if isinstance(self.data, Records):
-            for remark in task.remarks(self.data):
+            # How the data were read is told before what is in them.
+            looked = doubts(task, self.data, self.recipe.data)
+            for remark in (*self.data.notes, *task.remarks(self.data), *looked):
                 reporter.say(remark)
+            self.data = replace(self.data, notes=())
         seed_everything(self.recipe.seed)
-        self.bundle = bundle = starting_model(self.recipe, task, self.data, start)
-        self.train = read_features("train", task, self.data, bundle, reporter)
+        sharded = self.world.shards(self.recipe.train.parallel)
+        bundle = starting_model(self.recipe, task, self.data, start, mmap=sharded)
+        self.bundle = bundle
         self.validation: Features | None = None
-        if held_back is not None:
-            self.validation = read_features(
-                "validation", task, held_back, bundle, reporter, evaluation=True
-            )
-            if isinstance(task, Aligned) and (few := task.few_replies(self.validation)):
-                reporter.say(few)
+        # What one process of a machine has tokenized, its others read from the cache.
+        with self.world.first_on_machine(really=FeatureCache.usual() is not None):
+            self.train = read_features("train", task, self.data, bundle, reporter, errors=errors)
+            if held_back is not None:
+                what = ("validation", task, held_back, bundle, reporter)
+                self.validation = read_features(*what, evaluation=True, errors=errors)
+        few = None
+        if isinstance(task, Aligned) and self.validation is not None:
+            few = task.few_replies(self.validation)
+        if few:
+            reporter.say(few)
+        self.facts = self._data_facts()
         # Of data and frozen weights; kept with each checkpoint.
         self.fingerprints: dict[str, Any] = {
             "data": self.train.fingerprint(),
             "validation": None if self.validation is None else self.validation.fingerprint(),
             "base": frozen_digest(bundle.model),
             "models": {},
+        }
+
+    def _data_facts(self) -> dict[str, Any]:
+        """What the result says about the data, where they are records."""
+        parts = {"train": (self.data, self.train), "validation": (self.held_back, self.validation)}
+        return {
+            name: data_facts(records, features)
+            for name, (records, features) in parts.items()
+            if isinstance(records, Records) and features is not None
         }
 
     def _choose_kernels(self, stack: ExitStack) -> None:
@@ -346,7 +447,24 @@ class _Run:
                     "Something else lies there; remove it and continue with pretune train --resume "
                     f"{path}.",
                 ) from None
-        self.world.wait()
+        self._check_shared_folder()
+
+    def _check_shared_folder(self) -> None:
+        """Wait until the folder is there, and check that all machines see it."""
+        world = self.world
+        world.wait()
+        if world.size == world.local_size:
+            return
+        # A network file system may show it later.
+        deadline = time.monotonic() + 60.0
+        while not self.folder.exists() and time.monotonic() < deadline:
+            time.sleep(0.5)
+        seen = world.gather((platform.node(), self.folder.exists()))
+        if blind := sorted({machine for machine, sees in seen if not sees}):
+            raise RunError(
+                f"{self.folder.path}: cannot be seen from {', '.join(blind)}",
+                "Several machines need a folder that they share: output=FOLDER.",
+            )
 
     def _equip(self) -> None:
         """Give a task what its replies are scored by: its reward, its judge and its reference."""
@@ -520,7 +638,9 @@ class _Run:
 
     def _trainer(self, store: RunCheckpoints, stop: StopRequest) -> Trainer:
         """Put the model on its device, spread it over the processes, and make its trainer."""
-        model = self.bundle.model.to(self.device)
+        model, parallel = self.bundle.model, self.recipe.train.parallel
+        if not self.world.shards(parallel):  # of those only its shard goes there
+            model.to(self.device)
         set_modes(model, self.recipe.train, self.device)
         if self.world.size > 1:
             first = self._first_batch().to(self.device)
@@ -528,7 +648,7 @@ class _Run:
             def trial() -> Tensor:
                 return self.task.loss(self.task.forward(model, first), first).sum
 
-            self.world.spread(model, self.recipe.train.parallel, trial)
+            self.world.spread(model, parallel, self.device, trial)
             seed_process(self.recipe.seed, self.world)
         return Trainer(
             self.task,
@@ -543,6 +663,7 @@ class _Run:
             should_stop=stop,
             name_record=self.data.where,
             world=self.world,
+            callbacks=self.callbacks,
         )
 
     def _first_batch(self) -> PackedBatch:
@@ -560,7 +681,7 @@ class _Run:
             raise Interrupted(self.folder.path, stopped.step, stop.signal) from None
         except PretuneError as error:
             store.finish()
-            if isinstance(error, RewardError):
+            if isinstance(error, RewardError | OwnCodeError):
                 again = resume_command(self.folder.path)
                 error.hint = f"{error.hint}\n  Once it is mended, the run goes on: {again}"
             raise
@@ -625,7 +746,9 @@ def _summary(trainer: Trainer, world: World) -> str:
     )
 
 
-def _result(recipe: Recipe, history: TrainingHistory, device: torch.device) -> RunResult:
+def _result(
+    recipe: Recipe, history: TrainingHistory, device: torch.device, data: dict[str, Any]
+) -> RunResult:
     best = history.best
     return RunResult(
         folder=recipe.output,
@@ -643,4 +766,5 @@ def _result(recipe: Recipe, history: TrainingHistory, device: torch.device) -> R
         stopped_early=history.early,
         stopped_on=history.stopped_on,
         warnings=history.warnings,
+        data=data,
     )

@@ -18,9 +18,9 @@ from pretune.checkpoints.atomic_io import (
     is_aside,
     make_folder,
     sweep,
-    take_lock,
 )
 from pretune.errors import PretuneError, RunError
+from pretune.host import take_lock
 from pretune.recipe import yaml12
 from pretune.recipe.recipe import Recipe
 from pretune.training.reference_scores import REFERENCE_FILE
@@ -143,9 +143,13 @@ class RunFolder:
             f"{self.path}: cannot be written ({error.strerror})", "Choose another: output=FOLDER."
         )
 
+    def exists(self) -> bool:
+        """Whether a run is here, finished or not."""
+        return (self.path / RECIPE).is_file()
+
     def holds(self, recipe: Recipe) -> bool:
         """Whether a run of this very recipe is here, finished or not."""
-        return (self.path / RECIPE).is_file() and not self._differing(recipe)
+        return self.exists() and not self._differing(recipe)
 
     def _differing(self, recipe: Recipe) -> list[str]:
         """How the recipe of the run here differs, a line per key."""

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import math
 import platform
-import resource
 import statistics
-import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import torch
+from typing_extensions import override
 
+from pretune.host import peak_memory
 from pretune.models import kernels
+from pretune.text.notebook import Displayed
+from pretune.text.terminal import in_line
 from pretune.version import __version__
 
 
-@dataclass(frozen=True)
-class RunResult:
+@dataclass(frozen=True, repr=False)
+class RunResult(Displayed):
     """The outcome of a run.
 
     Attributes:
@@ -35,10 +36,13 @@ class RunResult:
         peak_memory_mb: the most memory the process (on CUDA: the device) held, in MiB.
         environment: versions and machine.
         rescues: what the guard did, one sentence per recovery.
-        stopped_early: whether training ended because nothing got better any more.
+        stopped_early: whether training ended because nothing got better any more, or because a
+            callback asked for it.
         stopped_on: the figure that ended the training (`train.stop_on`): `figure`, its `value`, the
             `limit` that it passed, and the `step`; None if none did.
         warnings: what looked wrong with the training, one sentence each.
+        data: of `train` and `validation` the source, the number of records, and how many were left
+            out (`data.errors`) or skipped, with the reasons of the first of them.
     """
 
     folder: str
@@ -56,11 +60,23 @@ class RunResult:
     stopped_early: bool = False
     stopped_on: dict[str, Any] | None = None
     warnings: list[str] = field(default_factory=list)
+    data: dict[str, Any] = field(default_factory=dict)
 
     @property
     def examples_per_second(self) -> float:
         """Sequences trained on per second."""
         return self.examples / max(self.seconds, 1e-9)
+
+    @override
+    def table_rows(self) -> list[dict[str, Any]]:
+        """List one row: folder, seed, figures and costs; tables of several runs can be joined."""
+        costs = ("best_step", "steps", "examples", "tokens", "seconds", "peak_memory_mb")
+        own = {name: getattr(self, name) for name in costs}
+        return [{"folder": self.folder, "seed": self.seed, **self.metrics, **own}]
+
+    def __repr__(self) -> str:
+        figures = "".join(f", {name} {value:.4f}" for name, value in self.metrics.items())
+        return f"<RunResult {in_line(self.folder)}: {self.steps:,} updates{figures}>"
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready values; numbers that are not finite are None, as JSON has no NaN."""
@@ -76,10 +92,23 @@ class RunResult:
 
 
 @dataclass(frozen=True)
-class SeedsResult:
-    """The outcomes of one recipe under several seeds."""
+class SeveralRuns:
+    """The outcomes of one recipe under several seeds, or on several parts of its data.
+
+    Attributes:
+        runs: in the order of their numbers.
+        kind: what differs between them: `seed` or `fold`.
+    """
 
     runs: tuple[RunResult, ...]
+    kind: Literal["seed", "fold"] = "seed"
+
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """The seed of each run, or the number of its part from 1."""
+        if self.kind == "seed":
+            return tuple(run.seed for run in self.runs)
+        return tuple(range(1, len(self.runs) + 1))
 
     def summary(self) -> dict[str, tuple[float, float]]:
         """Mean and sample standard deviation of each metric."""
@@ -111,12 +140,7 @@ def peak_memory_mb(device: torch.device) -> float:
     """The most memory held so far, in MiB: on CUDA by the device, else by the process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
-    status = Path("/proc/self/status")
-    if status.is_file():  # getrusage counts what the parent held when it forked
-        (line,) = (row for row in status.read_text().splitlines() if row.startswith("VmHWM:"))
-        return int(line.split()[1]) / 2**10
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**20 if sys.platform == "darwin" else 2**10)
+    return peak_memory() / 2**20
 
 
 def environment(device: torch.device) -> dict[str, str]:

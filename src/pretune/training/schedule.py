@@ -112,7 +112,8 @@ def planned_updates(order: DataOrder, options: TrainSection) -> tuple[int, Batch
             "train.batch_tokens or train.batch_ramp makes each pass another",
             f"At most {MAX_COUNTED_EPOCHS:,}; or give train.max_steps.",
         )
-    plain = options.max_steps or order.updates(options.epochs, whole.at)
+    steps = options.max_steps
+    plain = order.updates(options.epochs, whole.at) if steps is None else steps
     sizes = BatchSize.of(options, plain)
     if options.max_steps is not None or options.batch_ramp is None:
         return plain, sizes

@@ -60,6 +60,9 @@ class CheckpointStore:
     def save(self, step: int, state: TrainingState, *, best: bool) -> None:
         """Keep the model as it is now, with the state of the run."""
 
+    def flush(self) -> None:
+        """Wait until everything is written."""
+
     def newest(self, at_most: int | None = None) -> SavedCheckpoint | None:
         """The newest checkpoint that is whole, preferably of at most `at_most` updates."""
         return None
@@ -81,7 +84,7 @@ class TrainingHistory:
     before: Evaluation | None = None
     # What the guard did, one sentence per recovery.
     rescues: list[str] = field(default_factory=list)
-    early: bool = False  # ends because nothing got better any more
+    early: bool = False  # ends because nothing got better any more, or a callback asked for it
     # The figure that ended the run: `figure`, `value`, `limit` and `step`.
     stopped_on: dict[str, Any] | None = None
     # What looked wrong, one sentence each.

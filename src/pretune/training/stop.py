@@ -10,6 +10,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Self
 
+from pretune.host import HANG_UP
+
 
 class Stopped(Exception):  # noqa: N818 - not an error
     """The training loop ended because somebody asked it to; the last model is saved."""
@@ -50,8 +52,8 @@ class StopRequest:
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
             numbers = [signal.SIGINT, signal.SIGTERM]
-            if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
-                numbers.append(signal.SIGHUP)
+            if HANG_UP is not None and signal.getsignal(HANG_UP) is not signal.SIG_IGN:
+                numbers.append(signal.Signals(HANG_UP))
             for number in numbers:
                 self._before[number] = signal.signal(number, self._handle)
         return self
@@ -61,7 +63,7 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if number != signal.SIGHUP:
+        if number != HANG_UP:
             if self._insisting:
                 raise KeyboardInterrupt(number)
             self._insisting = True

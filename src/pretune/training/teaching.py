@@ -17,7 +17,7 @@ from pretune.bundle.bundle import Bundle, load, outline
 from pretune.data.arrays import Array
 from pretune.data.batch import Features, FeatureSet, PackedBatch
 from pretune.data.records import Records
-from pretune.errors import CheckpointError, PretuneError, RecipeError, RunError
+from pretune.errors import CheckpointError, PretuneError, RecipeError, RunError, with_article
 from pretune.inference.reference import check_vocabulary, frozen, frozen_outputs
 from pretune.inference.runtime import precision_context
 from pretune.models.heads.language import LanguageModelHead
@@ -165,7 +165,7 @@ class Lessons:
         section = recipe.teacher
         assert section is not None  # noqa: S101 - whoever has none does not ask
         kept = _is_kept(section, task, features)
-        longest = max(int(own.lengths.max()) for own in features if own is not None and len(own))
+        longest = max(_longest(own) for own in features if own is not None and len(own))
         teachers, bundles = [], []
         for source in section.source:
             try:
@@ -329,6 +329,12 @@ def _order(source: str, bundle: Bundle, task: AnyTask) -> tuple[int, ...] | None
     return tuple(labels.index(label) for label in own)
 
 
+def _longest(features: Features) -> int:
+    """The most tokens of a sequence; a feature may be several, as a source and its target."""
+    several = features.choices if isinstance(features, FeatureSet) else None
+    return max(map(max, several)) if several else int(features.lengths.max())
+
+
 def _check_reads(source: str, bundle: Bundle, student: Bundle, task: AnyTask, longest: int) -> None:
     """Check that a teacher can read the student's tokens."""
     check_vocabulary(student, bundle, SAME_TOKENS, what="teacher")
@@ -365,7 +371,15 @@ def _check_inside(source: str, bundle: Bundle, student: Bundle, section: Teacher
             "Set teacher.hidden=0 and teacher.relations=0.",
         )
     widths = [model.config.size("hidden_size") for model in (other, own)]
-    heads = [cast(Any, model.layers[-1]).attention.num_heads for model in (other, own)]
+    attentions = [cast(Any, model.layers[-1]).attention for model in (other, own)]
+    for model, attention in zip((other, own), attentions, strict=True):
+        if section.relations and not attention.usual:
+            raise CheckpointError(
+                f"teacher.relations: {with_article(model.config.model_type)} model does not score "
+                "its keys by products with queries alone, which is what is compared",
+                "Set teacher.relations=0.",
+            )
+    heads = [attention.num_heads for attention in attentions]
     for weight, name, sizes, hint in (
         ("hidden", "width", widths, "teacher.relations compares models of any width."),
         ("relations", "number of heads in its last layer", heads, "Choose another student."),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -12,17 +12,19 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from typing_extensions import override
 
 from pretune.data.batch import Features, PackedBatch
 from pretune.inference.runtime import evaluation_mode, precision_context
 from pretune.inference.strategies import strategy_for
 from pretune.tasks.added_metrics import AllMetrics, lower_is_better
 from pretune.tasks.base import AnyTask, Calibrated, Loss, drawn, with_answers
+from pretune.text.notebook import Displayed
 from pretune.training.distributed import World, is_sharded
 
 
-@dataclass(frozen=True)
-class Evaluation:
+@dataclass(frozen=True, repr=False)
+class Evaluation(Displayed):
     """How well a model does on some data.
 
     Attributes:
@@ -43,12 +45,36 @@ class Evaluation:
         """JSON-ready values."""
         return asdict(self)
 
+    @override
+    def table_rows(self) -> list[dict[str, Any]]:
+        """List one row: the figures, and of how many sequences; tables of several can be joined."""
+        return [{**self.metrics, "count": self.count, "seconds": self.seconds}]
+
+    def __repr__(self) -> str:
+        figures = ", ".join(f"{name} {value:.4f}" for name, value in self.metrics.items())
+        return f"<Evaluation of {self.count:,} sequences: {figures}>"
+
 
 def better(metric: str, new: float, old: float) -> bool:
     """Whether one value of a metric beats another; NaN beats nothing, and all else beats it."""
     if math.isnan(new) or math.isnan(old):
         return not math.isnan(new)
     return new < old if lower_is_better(metric) else new > old
+
+
+def better_by(metric: str, new: Mapping[str, float], old: Mapping[str, float]) -> bool:
+    """Whether one evaluation's figures are better than another's by a metric."""
+    return better(metric, new[metric], old[metric])
+
+
+def beats(metric: str, new: Mapping[str, float], old: Mapping[str, float]) -> bool:
+    """Whether one evaluation's figures beat another's: by a metric, and of equals by the loss.
+
+    Few validation examples are soon all answered rightly, long before the model is sure of them.
+    """
+    if new[metric] == old[metric] and "loss" in new and "loss" in old:
+        metric = "loss"
+    return better_by(metric, new, old)
 
 
 @torch.no_grad()

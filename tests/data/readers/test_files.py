@@ -19,7 +19,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pretune.data.readers import delimited
-from pretune.data.readers.files import read
+from pretune.data.readers.files import read, read_parts
+from pretune.data.records import Records
 from pretune.errors import DataError
 from pretune.text import byte_stream, decode
 
@@ -789,3 +790,71 @@ class TestLongLines:
         monkeypatch.setattr(byte_stream, "READ_BYTES", 16)
         path = write(tmp_path, "a.tsv", end.join(["text", *["word " * 9] * 99]))
         assert len(read(path).rows) == 99
+
+
+class TestParts:
+    """Files that are read some rows at a time, with the same records as the whole."""
+
+    ROWS = 7
+
+    def files(self, folder: Path) -> dict[str, str]:
+        """Tables of each format, with quoted line ends, blank lines and old line ends."""
+        rows = [(f"text {i}", f"l{i % 2}") for i in range(self.ROWS)]
+        quoted = "".join(f'"{text}\n, more",{label}\r\n' for text, label in rows)
+        return {
+            "a.csv": "text,label\r\n" + quoted,
+            "b.csv": "sep=;\ntext;label\n" + "".join(f"{t};{x}\n\n" for t, x in rows),
+            "c.tsv": "text\tlabel\r" + "".join(f"{t}\t{x}\r" for t, x in rows),
+            "d.tsv": "text\tlabel\n" + "".join(f'"{t}\t{x}\n' for t, x in rows)[:-1],
+            "e.csv": "text\n" + "".join(f"{t}\n\n" for t, _ in rows),
+            "f.jsonl": "".join(json.dumps({"text": t, "label": x}) + "\n\n" for t, x in rows),
+            "g.jsonl": "[" + ",".join(json.dumps({"text": t}) for t, _ in rows) + "]",
+            "h.json": "[" + ",".join(json.dumps({"text": t}) for t, _ in rows) + "]",
+        }
+
+    @pytest.mark.parametrize("size", [1, 3, 7, 100])
+    @pytest.mark.parametrize("chunk", [1, 5, 1 << 20])
+    def test_are_the_same_records(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int, chunk: int
+    ) -> None:
+        monkeypatch.setattr(byte_stream, "READ_BYTES", chunk)
+        monkeypatch.setattr(delimited, "_PROBE_CHARS", 20)
+        for name, content in self.files(tmp_path).items():
+            path = tmp_path / name
+            path.write_bytes(content.encode())
+            whole, parts = read(path), [*read_parts(path, size)]
+            assert [len(part) for part in parts[:-1]] == [size] * (len(parts) - 1), name
+            joined = Records.joined(parts)
+            assert joined.rows == [*whole.rows], name
+            assert [joined.where(i) for i in range(len(joined))] == [
+                whole.where(i) for i in range(len(whole))
+            ], name
+            assert {*joined.columns} == {*whole.columns}
+
+    def test_of_parquet(self, tmp_path: Path) -> None:
+        rows = {"text": [f"t{i}" for i in range(7)], "labels": [["a"] * i for i in range(7)]}
+        parquet.write_table(pa.table(rows), tmp_path / "a.parquet", row_group_size=3)
+        whole, parts = read(tmp_path / "a.parquet"), [*read_parts(tmp_path / "a.parquet", 2)]
+        assert Records.joined(parts).rows == [*whole.rows]
+        assert max(map(len, parts)) <= 2
+        assert parts[-1].where(len(parts[-1]) - 1) == whole.where(6)
+
+    def test_are_read_no_further_than_they_are_asked_for(self, tmp_path: Path) -> None:
+        path = tmp_path / "a.csv"
+        path.write_text("text,label\n" + "a,b\n" * 1_000_000, encoding="utf-8")
+        read_bytes = 0
+
+        def count(number: int) -> None:
+            nonlocal read_bytes
+            read_bytes += number
+
+        assert len(next(read_parts(path, 10, on_bytes=count))) == 10
+        assert read_bytes <= 2 << 20
+
+    def test_a_bad_line_is_an_error_when_it_is_reached(self, tmp_path: Path) -> None:
+        path = tmp_path / "a.csv"
+        path.write_text("text,label\na,b\nc,d\ne\n", encoding="utf-8")
+        parts = read_parts(path, 2)
+        assert len(next(parts)) == 2
+        with pytest.raises(DataError, match="line 4: 1 fields"):
+            next(parts)

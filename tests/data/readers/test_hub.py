@@ -113,6 +113,7 @@ def test_failure_tells_to_use_a_local_file(monkeypatch, error, reason):
     assert caught.value.message.startswith("owner/name:train: could not be loaded")
     assert caught.value.message.endswith(reason)
     assert "data.train=FILE" in caught.value.hint
+    assert "data.validation=0.1" in caught.value.hint
 
 
 def test_offline_is_such_a_failure():

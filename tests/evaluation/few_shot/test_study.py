@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 import torch
 from sklearn.metrics import f1_score
+from transformers import AutoTokenizer
 
 from pretune.bundle.bundle import Bundle
 from pretune.data.records import Records
-from pretune.decoding.sampling import Decoding
+from pretune.decoding.decoding import Decoding
 from pretune.errors import DataError, Note, PretuneError
 from pretune.evaluation.few_shot.in_context import MARGIN, SCORES, find_answer
 from pretune.evaluation.few_shot.result import Cell, Guess, cell_of
@@ -99,18 +100,69 @@ def expected_scores(pair: Pair, shots: str, text: str, kind: str) -> list[float]
     return sums(prompt).tolist()
 
 
-@pytest.mark.parametrize("kind", [name for name in SCORES if name != "generate"])
-def test_scores_are_those_of_one_prompt_at_a_time(bpe: Pair, kind: str) -> None:
-    result = ask(bpe, score=kind)
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        *(("bpe", kind) for kind in SCORES if kind != "generate"),
+        ("llama", "calibrated"),
+        ("mistral", "likelihood"),
+    ],
+)
+def test_scores_are_those_of_one_prompt_at_a_time(
+    request: pytest.FixtureRequest, name: str, kind: str
+) -> None:
+    pair: Pair = request.getfixturevalue(name)
+    result = ask(pair, score=kind)
     assert [(cell.shots, cell.seed) for cell in result.cells] == [(0, 0), (2, 0), (2, 1)]
     for cell in result.cells:
         shots = shots_of(cell)
         for text, guess in zip(TEXTS, cell.guesses, strict=True):
             if guess.shots < cell.shots:  # another test
                 continue
-            expected = expected_scores(bpe, shots, text, kind)
+            expected = expected_scores(pair, shots, text, kind)
             assert list(guess.scores.values()) == pytest.approx(expected, abs=1e-4)
             assert guess.answer == list(ANSWERS.values())[int(np.argmax(expected))]
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("kind", ["likelihood", "calibrated"])
+def test_a_conversation_is_laid_out_as_transformers_does(llama: Pair, kind: str) -> None:
+    theirs, answers = AutoTokenizer.from_pretrained(llama.folder), list(ANSWERS.values())
+
+    def scores(examples: list[dict[str, str]], text: str) -> np.ndarray[Any, Any]:
+        """Of each answer as the reply, before the end of the turn, in the whole conversation."""
+        talk = [*examples, {"role": "user", "content": f"{text}\nIt:"}]
+        asked = theirs.apply_chat_template(talk, add_generation_prompt=True, return_dict=False)
+        sums = []
+        for answer in answers:
+            reply = {"role": "assistant", "content": answer}
+            ids = theirs.apply_chat_template([*talk, reply], return_dict=False)
+            assert ids[: len(asked)] == asked
+            logs = llama.theirs(torch.tensor([ids])).logits[0].log_softmax(-1)
+            last = ids.index(theirs.eos_token_id, len(asked))
+            sums.append(sum(float(logs[i - 1, ids[i]]) for i in range(len(asked), last)))
+        if kind == "likelihood":
+            return np.array(sums)
+        return np.array(sums) - np.logaddexp.reduce(sums)
+
+    for cell in ask(llama, score=kind, chat=True, seeds=(0,)).cells:
+        rows = draw_shots([int(row["label"]) for row in TRAIN.rows], cell.shots, cell.seed)
+        examples = []
+        for row in (TRAIN.rows[i] for i in rows):
+            examples.append({"role": "user", "content": f"{row['text']}\nIt:"})
+            examples.append({"role": "assistant", "content": ANSWERS[row["label"]]})
+        expected = np.array([scores(examples, text) for text in TEXTS])
+        if kind == "calibrated":
+            free = [np.exp(scores(examples, empty)) for empty in ("N/A", "[MASK]", "")]
+            expected -= np.log(np.mean(free, axis=0))
+        found = [list(guess.scores.values()) for guess in cell.guesses]
+        assert np.array(found) == pytest.approx(expected, abs=1e-4)
+        assert cell.fewest == cell.shots
+
+
+def test_a_conversation_needs_a_template(bpe: Pair) -> None:
+    with pytest.raises(PretuneError, match="the model's tokenizer has no chat template"):
+        ask(bpe, chat=True)
 
 
 def test_bytes_are_not_characters(bpe: Pair) -> None:

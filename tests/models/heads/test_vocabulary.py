@@ -131,3 +131,20 @@ def test_log_probs_and_their_gradients_are_those_of_the_logits_as_a_whole(
     expected = torch.autograd.grad(whole @ outer, inputs)
     for gradient, right in zip(torch.autograd.grad(ours @ outer, inputs), expected, strict=True):
         assert torch.allclose(gradient, right, atol=1e-4)
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_draws_follow_the_probabilities(trained: bool) -> None:
+    """The first token whose cumulative probability is above the number, chunk by chunk."""
+    torch.manual_seed(0)
+    hidden, table = torch.randn(9, 4, requires_grad=trained), torch.randn(5, 4)
+    labels, draws = torch.randint(5, (9,)), torch.rand(9)
+    scores = score_tokens(hidden, table, None, labels, draws=draws, chunk_bytes=4 * 5 * 2)
+    plain = score_tokens(hidden, table, None, labels)
+    cumulative = (hidden @ table.T).softmax(-1).double().cumsum(-1)
+    assert torch.equal(scores.drawn, (cumulative > draws[:, None]).int().argmax(-1))
+    assert torch.allclose(scores.nats, plain.nats)
+    assert plain.drawn is None
+    # A number that rounding made 1 draws the last token.
+    last = score_tokens(hidden, table, None, labels, draws=torch.ones(9)).drawn
+    assert last.tolist() == [4] * 9

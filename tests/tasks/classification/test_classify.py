@@ -20,7 +20,13 @@ from pretune.data.readers.files import read
 from pretune.data.records import Records
 from pretune.errors import CheckpointError, DataError, RecipeError
 from pretune.recipe.recipe import Recipe
-from pretune.tasks.classification.classify import Classify, ClassifyOptions
+from pretune.tasks.classification.classify import (
+    ClassificationMetrics,
+    Classify,
+    ClassifyOptions,
+    ClassPrediction,
+)
+from pretune.tasks.classification.counts import shown_figure
 from pretune.tasks.features import featurize
 from pretune.tasks.labels import numbers_first
 from pretune.tokenizers.load import load_tokenizer
@@ -174,15 +180,16 @@ class TestRemarks:
         return "\n".join(fitted(data, **options).remarks(data))
 
     def test_count_the_labels(self) -> None:
-        assert self.remarks("b", "a", "b", "b") == "2 labels: b (3), a (1)"
+        first, *others = self.remarks("b", "a", "b", "b").split("\n")
+        assert (first, len(others)) == ("2 labels: b (3), a (1)", 1)
         options = {"labels": {"0": "no", "1": "yes", "2": "never"}}
         assert self.remarks("1", "1.0", "0", **options) == "3 labels: yes (2), no (1), never (0)"
 
     def test_stay_on_their_line_whatever_a_label_is(self) -> None:
         text = self.remarks("a\n9 labels: \x1b[2J", "x" * 10_000)
         assert text.startswith(r"2 labels: a\n9 labels: \x1b[2J (1), xxx")
-        assert "\n" not in text
-        assert len(text) < 400
+        assert text.count("\n") == 1  # of F1
+        assert len(text) < 700
 
     def test_count_only_the_first_of_many(self) -> None:
         labels = [f"l{i}" for i in range(30) for _ in range(40 - i)]
@@ -327,6 +334,54 @@ def test_a_prediction_has_the_score_of_every_label() -> None:
     assert answer.label == "b"
     assert answer.score == pytest.approx(0.75)
     assert answer.to_dict()["scores"] == pytest.approx({"a": 0.25, "b": 0.75})
+
+
+class TestPositive:
+    """Which of two labels F1 is of."""
+
+    TRUTH, GUESS = ["spam", "ham", "spam", "spam", "ham"], ["spam", "spam", "ham", "spam", "ham"]
+
+    def metrics(self, **options: Any) -> ClassificationMetrics:
+        task = Classify(ClassifyOptions(**options), ["ham", "spam"])
+        metrics, ids = task.metrics(), {"ham": 0, "spam": 1}
+        guess = torch.tensor([ids[label] for label in self.GUESS])
+        targets = {"label": [ids[label] for label in self.TRUTH]}
+        batch = PackedBatch.of([[1]] * len(guess), targets=targets)
+        metrics.update(torch.nn.functional.one_hot(guess, 2).float(), batch)
+        return metrics
+
+    @pytest.mark.parametrize(("given", "positive"), [(None, "spam"), ("ham", "ham")])
+    def test_is_the_second_or_the_one_that_is_given(self, given: str | None, positive: str) -> None:
+        metrics = self.metrics(positive=given)
+        expected = sk.f1_score(self.TRUTH, self.GUESS, pos_label=positive)
+        assert metrics.result()["f1"] == pytest.approx(expected)
+        assert shown_figure("f1", metrics.details()) == f"f1 ({positive})"
+        # As a comparison computes it, from sums of counts.
+        task = Classify(ClassifyOptions(positive=given), ["ham", "spam"])
+        grade = task.grader(records([{"text": "", "label": label} for label in self.TRUTH]))
+        answers = [ClassPrediction(label, 1.0, {"ham": 0.5, "spam": 0.5}) for label in self.GUESS]
+        counts = np.sum([grade(a, i).counts for i, a in enumerate(answers)], 0)
+        figures = task.figures(np.array([0.0, 1.0, *counts]))
+        assert figures["f1"] == pytest.approx(expected)
+
+    def test_is_told_at_the_start_where_nobody_chose_it(self) -> None:
+        data = labelled("ham", "spam")
+        said = [*fitted(data).remarks(data)]
+        assert "f1 is of the label 'spam'; of the other with task.positive=ham" in said
+        assert not any("f1" in line for line in fitted(data, positive="ham").remarks(data))
+
+    @pytest.mark.parametrize(
+        ("labels", "positive", "why"),
+        [
+            (("a", "b"), "c", "no label is called 'c'"),
+            (("a", "b", "c"), "a", "there are 3 labels"),
+        ],
+    )
+    def test_must_be_one_of_two_labels(
+        self, labels: tuple[str, ...], positive: str, why: str
+    ) -> None:
+        with pytest.raises(DataError, match=why):
+            fitted(labelled(*labels), positive=positive)
 
 
 class TestMetrics:

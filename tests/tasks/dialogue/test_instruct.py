@@ -20,7 +20,7 @@ from pretune.data.batch import Feature, FeatureSet, Skipped
 from pretune.data.readers.conversations import with_messages
 from pretune.data.readers.files import read
 from pretune.data.records import Records
-from pretune.decoding.sampling import Decoding
+from pretune.decoding.decoding import Decoding
 from pretune.errors import DataError
 from pretune.inference.chat import Conversation
 from pretune.inference.generate import TextGenerator

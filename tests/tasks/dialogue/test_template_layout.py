@@ -13,7 +13,7 @@ import pretune
 from pretune.bundle.bundle import load
 from pretune.data.batch import Feature
 from pretune.data.records import Records
-from pretune.decoding.sampling import Decoding
+from pretune.decoding.decoding import Decoding
 from pretune.decoding.text_stream import StopText, continuation
 from pretune.errors import CheckpointError, DataError
 from pretune.inference.chat import Conversation

@@ -26,7 +26,8 @@ from pretune.errors import CheckpointError, DataError
 from pretune.models.bert import BertPreTraining
 from pretune.recipe.recipe import Recipe, builtin_recipes
 from pretune.tasks.features import featurize
-from pretune.tasks.masked_lm.mask_lm import MASKED, PAIR_LABEL, WORDS, MaskLm, MaskLmOptions
+from pretune.tasks.masked_lm.mask_lm import MaskLm, MaskLmOptions
+from pretune.tasks.masked_lm.masked_sequences import MASKED, PAIR_LABEL, WORDS
 from pretune.training import run
 from pretune.training.data import read_data
 from pretune.training.run import resume, train_recipe

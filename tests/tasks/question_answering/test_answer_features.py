@@ -248,6 +248,8 @@ class TestOptions:
     def test_the_overlap_must_leave_room(self) -> None:
         with pytest.raises(ValidationError, match="room for 61 tokens of the passage, so doc_stri"):
             AnswerOptions(max_length=128)
+        with pytest.raises(ValidationError, match=r"room for 0 tokens .*max_question_length less"):
+            AnswerOptions(max_length=64, doc_stride=0)
         values = {"task": {"name": "answer", "max_length": 128}, "data": {"train": "x.json"}}
         with pytest.raises(RecipeError, match="doc_stride must be less"):
             Recipe.of(values)

@@ -11,7 +11,7 @@ import transformers
 from pretune.bundle.bundle import Bundle, load
 from pretune.data.batch import FeatureSet, Skipped
 from pretune.errors import CheckpointError, DataError, RecipeError, RunError
-from pretune.evaluation.explain import gradient_times_input
+from pretune.evaluation.explain import finished, integrated_gradients, loss_of
 from pretune.inference.generate import TextGenerator
 from pretune.inference.predict import Predictor
 from pretune.tasks.features import featurize
@@ -411,13 +411,12 @@ def test_what_a_loss_hangs_on_is_told_of_both_sides() -> None:
     bundle = translator(share_encoder_decoder_embeddings=False)
     features = featurize(bundle.task, records(), bundle.tokenizer, evaluation=True)
     batch = features.batch(np.array([1]))
-    loss, found = gradient_times_input(bundle, batch)
-    assert len(found) == batch.num_tokens
+    found = finished(integrated_gradients(bundle, batch, loss_of(bundle.task)))
+    assert len(found.scores) == batch.num_tokens
     source = len(batch.pairs[0].tokens)
-    parts = found.split([source, len(found) - source])
-    assert all(part.abs().min() > 0 for part in parts)
-    # The derivative by a factor before the sources' embeddings; the other table is the output, too.
-    with torch.no_grad():
-        bundle.backbone.embeddings.tokens.weight.mul_(1.001)
-        raised = float(bundle.task.loss(bundle.task.forward(bundle.model, batch), batch).sum)
-    assert float(parts[0].sum()) == pytest.approx((raised - loss) / 0.001, rel=0.1)
+    parts = found.scores.split([source, len(found.scores) - source])
+    assert all(part.abs().max() > 0 for part in parts)
+    difference = found.value - found.baseline
+    # Of a model that knows nothing yet the loss goes up and down on the way.
+    gap = abs(float(found.scores.sum()) - difference)
+    assert gap < 0.05 * float(found.scores.abs().sum())

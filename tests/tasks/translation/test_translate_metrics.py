@@ -15,10 +15,10 @@ from pretune.bundle.bundle import Bundle
 from pretune.decoding.continuations import Generation
 from pretune.models.heads.vocabulary import Scores
 from pretune.tasks.features import featurize
+from pretune.tasks.translation.rewriting import Rewritten
 from pretune.tasks.translation.translate import (
     BleuKind,
     Translate,
-    Translated,
     TranslateMetrics,
     TranslateOptions,
     TranslationPrediction,
@@ -57,7 +57,7 @@ def test_metrics_are_those_of_sacrebleu(bpe: Bundle) -> None:
     for number, which in enumerate(([3, 1], [4, 0, 2])):
         batch = features.batch(np.array(which), sort=False)
         found = [[generation(texts[i] + " ")] for i in which]
-        parts[number].update(Translated(scores(10), found), batch)
+        parts[number].update(Rewritten(scores(10), found), batch)
     parts[0].merge(parts[1])
     references = [[target for _, target in PAIRS]]
     result, details = parts[0].result(), parts[0].details()
@@ -83,7 +83,7 @@ def test_metrics_go_to_other_processes_without_the_data(bpe: Bundle) -> None:
     features = featurize(bpe.task, records(), bpe.tokenizer, evaluation=True)
     metrics = TranslateMetrics(features, BleuKind())
     batch = features.batch(np.array([1]), sort=False)
-    metrics.update(Translated(scores(4), [[generation("Two men.")]]), batch)
+    metrics.update(Rewritten(scores(4), [[generation("Two men.")]]), batch)
     sent = pickle.dumps(metrics)
     assert b"Spielhaus" not in sent
     whole = TranslateMetrics(features, BleuKind())
@@ -98,7 +98,7 @@ def test_capitals_may_count_as_small_letters(bpe: Bundle, lowercase: bool) -> No
     texts = [target.upper() for _, target in PAIRS]
     metrics = task.metrics(features)
     batch = features.batch(np.arange(len(PAIRS)), sort=False)
-    metrics.update(Translated(scores(4), [[generation(text)] for text in texts]), batch)
+    metrics.update(Rewritten(scores(4), [[generation(text)] for text in texts]), batch)
     expected = corpus_bleu(texts, [[target for _, target in PAIRS]], lowercase=lowercase)
     assert metrics.result()["bleu"] == pytest.approx(expected.score)
     assert (metrics.result()["bleu"] == pytest.approx(100.0)) is lowercase

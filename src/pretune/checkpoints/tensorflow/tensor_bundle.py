@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pretune.errors import CheckpointError
+from pretune.text.protobuf import MalformedError, as_message, as_number, read_fields, read_varint
 
 Bytes = NDArray[np.uint8]
 
@@ -35,10 +36,6 @@ _COMPRESSION = {0: "none", 1: "snappy"}
 _KEY_GROWTH = 16
 _MOST_AXES = 8
 _FORMAT_VERSION = 1
-
-
-class _MalformedError(ValueError):
-    """Describes what is wrong; the caller adds the name of the file."""
 
 
 # CRC32C (RFC 3720, appendix B.4). Polynomials are over GF(2), with the highest power first.
@@ -117,59 +114,6 @@ def masked_crc(data: bytes | Bytes) -> int:
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 
-# Protocol buffers.
-
-
-def _varint(data: bytes, at: int) -> tuple[int, int]:
-    """Read a number of up to 64 bits; also the place after it."""
-    value = 0
-    for shift in range(0, 70, 7):
-        if at >= len(data):
-            raise _MalformedError("a number is cut off")
-        value |= (data[at] & 0x7F) << shift
-        at += 1
-        if data[at - 1] < 0x80:
-            return value & 2**64 - 1, at
-    raise _MalformedError("a number of more than 64 bits")
-
-
-def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """The fields of a message: field number, and an integer or bytes."""
-    at = 0
-    while at < len(data):
-        # The tag: a field's number and its wire type.
-        tag, at = _varint(data, at)
-        kind = tag & 7
-        if kind == 0:
-            value, at = _varint(data, at)
-            yield tag >> 3, value
-            continue
-        # The size: given for bytes, fixed for 64-bit and 32-bit numbers.
-        if kind == 2:
-            size, at = _varint(data, at)
-        elif kind in (1, 5):
-            size = 8 if kind == 1 else 4
-        else:
-            raise _MalformedError(f"a field of the unknown kind {kind}")
-        if size > len(data) - at:
-            raise _MalformedError("a field is cut off")
-        piece, at = data[at : at + size], at + size
-        yield tag >> 3, piece if kind == 2 else int.from_bytes(piece, "little")
-
-
-def _number(value: int | bytes) -> int:
-    """Check that a field is a whole number that is not negative."""
-    if isinstance(value, bytes) or value >= 2**63:
-        raise _MalformedError("not a whole number where one is expected")
-    return value
-
-
-def _message(value: int | bytes) -> bytes:
-    if isinstance(value, int):
-        raise _MalformedError("a number where a message is expected")
-    return value
-
-
 # The table.
 
 
@@ -177,26 +121,26 @@ def _block(raw: bytes, offset: int, size: int) -> Iterator[tuple[bytes, bytes]]:
     """The keys and values of a block."""
     # Bounds, checksum and compression.
     if offset + size + _TRAILER > len(raw) - _FOOTER or size < 4:
-        raise _MalformedError("a block lies outside the file")
+        raise MalformedError("a block lies outside the file")
     stored = int.from_bytes(raw[offset + size + 1 : offset + size + _TRAILER], "little")
     if masked_crc(raw[offset : offset + size + 1]) != stored:
-        raise _MalformedError("the checksum of a block is wrong")
+        raise MalformedError("the checksum of a block is wrong")
     if raw[offset + size] != 0:
         kind = _COMPRESSION.get(raw[offset + size], "an unknown way")
-        raise _MalformedError(f"a block is compressed ({kind}), which TensorFlow never writes here")
+        raise MalformedError(f"a block is compressed ({kind}), which TensorFlow never writes here")
     data = raw[offset : offset + size]
     end = size - 4 - 4 * int.from_bytes(data[-4:], "little")  # restart points: not needed
     if end < 0:
-        raise _MalformedError("a block has more restart points than bytes")
+        raise MalformedError("a block has more restart points than bytes")
     # Each key repeats the first bytes of the key before it.
     at, key, budget = 0, b"", _KEY_GROWTH * size
     while at < end:
-        shared, at = _varint(data, at)
-        own, at = _varint(data, at)
-        length, at = _varint(data, at)
+        shared, at = read_varint(data, at)
+        own, at = read_varint(data, at)
+        length, at = read_varint(data, at)
         budget -= shared + own
         if shared > len(key) or own + length > end - at or budget < 0:
-            raise _MalformedError("a key or value lies outside its block")
+            raise MalformedError("a key or value lies outside its block")
         key = key[:shared] + data[at : at + own]
         at += own + length
         yield key, data[at - length : at]
@@ -204,32 +148,32 @@ def _block(raw: bytes, offset: int, size: int) -> Iterator[tuple[bytes, bytes]]:
 
 def _handle(data: bytes, at: int) -> tuple[int, int, int]:
     """Read a block handle: offset and size of a block; also the place after the handle."""
-    offset, at = _varint(data, at)
-    size, at = _varint(data, at)
+    offset, at = read_varint(data, at)
+    size, at = read_varint(data, at)
     return offset, size, at
 
 
 def _table(raw: bytes) -> dict[bytes, bytes]:
     """All keys and values of a sorted string table."""
     if len(raw) < _FOOTER or raw[-8:] != _MAGIC:
-        raise _MalformedError("not the index of a TensorFlow checkpoint, or cut off")
+        raise MalformedError("not the index of a TensorFlow checkpoint, or cut off")
     # The footer: the handle of a block of extras, always empty, and that of the index block.
     footer = raw[-_FOOTER:-8]
     *extras, at = _handle(footer, 0)
     offset, size, at = _handle(footer, at)
     if any(footer[at:]) or any(_block(raw, *extras)):
-        raise _MalformedError("its footer is not TensorFlow's")
+        raise MalformedError("its footer is not TensorFlow's")
     table: dict[bytes, bytes] = {}
     last, used = None, 0
     for _, handle in _block(raw, offset, size):
         offset, size, _ = _handle(handle, 0)
         # Blocks and keys are in order, so that no block is read twice, however often it is listed.
         if offset < used:
-            raise _MalformedError("blocks are not in order")
+            raise MalformedError("blocks are not in order")
         used = offset + size + _TRAILER
         for key, value in _block(raw, offset, size):
             if last is not None and key <= last:
-                raise _MalformedError("keys are not in order")
+                raise MalformedError("keys are not in order")
             table[key] = value
             last = key
     return table
@@ -255,15 +199,15 @@ class BundleEntry:
 
 def _shape(data: bytes) -> tuple[int, ...]:
     shape = []
-    for number, value in _fields(data):
+    for number, value in read_fields(data):
         if number == 2:
-            sizes = [_number(size) for key, size in _fields(_message(value)) if key == 1]
+            sizes = [as_number(size) for key, size in read_fields(as_message(value)) if key == 1]
             shape.append(sizes[-1] if sizes else 0)
             if len(shape) > _MOST_AXES:
-                raise _MalformedError(f"a tensor of more than {_MOST_AXES} axes")
+                raise MalformedError(f"a tensor of more than {_MOST_AXES} axes")
     # Axes of size 0 count as 1: torch cannot hold an empty tensor of absurd sizes either.
     if math.prod(max(size, 1) for size in shape) >= 2**60:
-        raise _MalformedError("a tensor of absurd size")
+        raise MalformedError("a tensor of absurd size")
     return tuple(shape)
 
 
@@ -272,26 +216,26 @@ def _entry(data: bytes) -> BundleEntry:
     shape: tuple[int, ...] = ()
     sliced = False
     numbers = dict.fromkeys((1, 3, 4, 5, 6), 0)
-    for number, value in _fields(data):
+    for number, value in read_fields(data):
         if number == 2:
-            shape = _shape(_message(value))
+            shape = _shape(as_message(value))
         elif number == 7:
             sliced = True
         elif number in numbers:
-            numbers[number] = _number(value)
+            numbers[number] = as_number(value)
     dtype, shard, offset, size, crc = numbers.values()
     return BundleEntry(dtype, shape, shard, offset, size, crc, sliced)
 
 
 def _header(data: bytes) -> int:
     """Parse a BundleHeaderProto: the number of data files."""
-    fields = dict(_fields(data))
-    if _number(fields.get(2, 0)) != 0:
-        raise _MalformedError("written on a big-endian machine, which cannot be read")
-    version = dict(_fields(_message(fields.get(3, b""))))
-    if _number(version.get(2, 0)) > _FORMAT_VERSION:
-        raise _MalformedError("of a newer format than this reader knows")
-    return _number(fields.get(1, 0))
+    fields = dict(read_fields(data))
+    if as_number(fields.get(2, 0)) != 0:
+        raise MalformedError("written on a big-endian machine, which cannot be read")
+    version = dict(read_fields(as_message(fields.get(3, b""))))
+    if as_number(version.get(2, 0)) > _FORMAT_VERSION:
+        raise MalformedError("of a newer format than this reader knows")
+    return as_number(fields.get(1, 0))
 
 
 class TensorBundle:
@@ -370,7 +314,7 @@ class TensorBundle:
 def _read_index(path: Path) -> bytes:
     try:
         if path.stat().st_size > LARGEST_INDEX:
-            raise _MalformedError(f"larger than {LARGEST_INDEX:,} bytes")
+            raise MalformedError(f"larger than {LARGEST_INDEX:,} bytes")
         return path.read_bytes()
     except OSError as error:
         reason: Any = error.strerror or error
@@ -381,7 +325,7 @@ def _parse(raw: bytes) -> tuple[int, dict[str, BundleEntry]]:
     """The number of data files, and the entries by name."""
     table = _table(raw)
     if b"" not in table:
-        raise _MalformedError("has no header")
+        raise MalformedError("has no header")
     shards = _header(table.pop(b""))
     # Keys that start with a zero byte are pieces of partitioned variables.
     return shards, {

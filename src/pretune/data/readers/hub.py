@@ -41,8 +41,9 @@ def hub_table(source: str) -> Any:
         raise DataError(
             f"{source}: could not be loaded from the Hugging Face Hub "
             f"({type(error).__name__}: {reason})",
-            "If the Hub cannot be reached, use a local file instead: data.train=FILE "
-            "data.validation=FILE; HF_ENDPOINT names a mirror.",
+            "If the Hub cannot be reached, use local files instead: data.train=FILE "
+            "data.validation=FILE (or data.validation=0.1, to hold back a tenth of data.train); "
+            "HF_ENDPOINT names a mirror.",
         ) from error
 
 

@@ -7,12 +7,15 @@ whose first line names the columns.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
+from itertools import chain, islice
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from pretune.data.bad_records import BadRecords
 from pretune.data.columns import (
     looks_like_record,
     names_note,
@@ -22,7 +25,7 @@ from pretune.data.columns import (
 from pretune.data.readers.squad import is_squad, squad_rows
 from pretune.data.records import Records, all_columns
 from pretune.errors import DataError, describe_value
-from pretune.text.decode import decode_file, lines_of
+from pretune.text.decode import decode_file, lines_in, lines_of
 from pretune.text.file_kinds import suffix_of
 
 _OBJECT = 'is one object, such as {"text": "...", "label": "..."}.'
@@ -34,12 +37,21 @@ _ABOUT = {
 
 
 def read_json(
-    path: Path, encoding: str = "utf-8", columns: Mapping[str, str] = MappingProxyType({})
+    path: Path,
+    encoding: str = "utf-8",
+    columns: Mapping[str, str] = MappingProxyType({}),
+    *,
+    keep_bad: bool = False,
 ) -> Records:
     """Read a file of JSON: its content tells which of the layouts it has.
 
-    `columns` has the task's names of columns -> those in the data. Numbers say that the first list
-    of a file of lists is a record (see `numbered_columns`).
+    Args:
+        path: the file.
+        encoding: of its text.
+        columns: the task's names of columns -> those in the data. Numbers say that the first list
+            of a file of lists is a record (see `numbered_columns`).
+        keep_bad: whether lines that are no JSON, and records that are no objects, are left out and
+            counted (`Records.bad`) instead of being an error.
 
     Raises:
         DataError: not valid JSON, or something else than objects or lists; names the line or the
@@ -49,6 +61,7 @@ def read_json(
     whole = _whole_value(path, text)
     notes: tuple[str, ...] = ()
     lines: list[int] | None = None
+    bad = BadRecords(str(path))
     # An array of records, an object that holds one, or a record a line.
     if isinstance(whole, list):
         values, places = whole, [f"row {number}" for number in range(1, len(whole) + 1)]
@@ -60,22 +73,71 @@ def read_json(
         if not is_squad(values):
             notes = (f"{path}: the records are those under 'data'",)
     else:
-        values, lines = _line_values(path, text) if whole is None else ([whole], [1])
+        values, lines = _line_values(path, text, bad) if whole is None else ([whole], [1])
         places = [f"line {number}" for number in lines]
+    total = len(values) + bad.count
     # What the values are.
+    if bad.count and not keep_bad:
+        raise bad.error(total)
     if is_squad(values):
         rows = squad_rows(path, values, places)
         return Records(rows, str(path), None, all_columns(rows))
     if values and isinstance(values[0], list):
         return _table(path, values, places, lines, columns).noting(*notes)
-    for place, value in zip(places, values, strict=True):
-        if not isinstance(value, dict):
-            each = "element" if lines is None else "line"
-            raise DataError(
-                f"{path}, {place}: expected an object, found {type(value).__name__}",
-                f"Each {each} {_OBJECT}",
-            )
-    return Records(values, str(path), lines, all_columns(values), notes=notes)
+    good = [number for number, value in enumerate(values) if isinstance(value, dict)]
+    if len(good) < len(values):
+        each = "element" if lines is None else "line"
+        for place, value in zip(places, values, strict=True):
+            if not isinstance(value, dict):
+                bad.add(_no_object(path, place, value, each))
+    if bad.count and not (keep_bad and good):
+        raise bad.error(total)
+    records = Records(values, str(path), lines, notes=notes, bad=bad if bad.count else None)
+    records = records if len(good) == len(values) else records.take(good)
+    return replace(records, columns=all_columns(records.rows))
+
+
+def json_parts(
+    path: Path, chunks: Iterator[str], size: int, *, keep_bad: bool = False
+) -> Iterator[Records] | None:
+    """Read JSON lines, `size` at a time; None where the file has to be read as a whole.
+
+    Each part has the columns of all rows so far. With `keep_bad` lines that are no objects are left
+    out and counted (`Records.bad`).
+
+    Raises:
+        DataError: a line is no JSON, or no object; names it.
+    """
+    lines = ((number, line) for number, line in enumerate(lines_in(chunks), 1) if line.strip())
+    first = next(lines, None)
+    # An array, a table of lists, and SQuAD's layout are told by all of it.
+    if first is None or suffix_of(path) == ".json" or first[1].lstrip()[:1] != "{":
+        return None
+    with suppress(ValueError, RecursionError):
+        if is_squad([json.loads(first[1])]):
+            return None
+    return _object_parts(path, chain([first], lines), size, keep_bad=keep_bad)
+
+
+def _object_parts(
+    path: Path, lines: Iterator[tuple[int, str]], size: int, *, keep_bad: bool
+) -> Iterator[Records]:
+    columns: tuple[str, ...] = ()
+    while part := list(islice(lines, size)):
+        bad, rows, numbers = BadRecords(str(path)), [], []
+        for number, line in part:
+            value, problem = _line_value(path, number, line)
+            if problem is None and not isinstance(value, dict):
+                problem = _no_object(path, f"line {number}", value, "line")
+            if problem is not None:
+                bad.add(problem)
+                continue
+            rows.append(value)
+            numbers.append(number)
+        if bad.count and not (keep_bad and rows):
+            raise bad.error(len(part))
+        columns = tuple(dict.fromkeys([*columns, *all_columns(rows)]))
+        yield Records(rows, str(path), numbers, columns, bad=bad if bad.count else None)
 
 
 def _whole_value(path: Path, text: str) -> Any:
@@ -129,21 +191,39 @@ def _under_data(whole: Any) -> list[Any] | None:
     return values if is_squad(values) or not {*whole} - {"data"} - _ABOUT else None
 
 
-def _line_values(path: Path, text: str) -> tuple[list[Any], list[int]]:
-    """The values of JSON lines, and the line (1-based) of each; blank lines are passed over."""
+def _line_values(path: Path, text: str, bad: BadRecords) -> tuple[list[Any], list[int]]:
+    """The values of JSON lines, and the line (1-based) of each; blank lines are passed over.
+
+    Lines that are no JSON are added to those that are `bad`.
+    """
     values: list[Any] = []
     lines: list[int] = []
     for number, line in enumerate(lines_of(text), start=1):
         if not line.strip():
             continue
-        try:
-            values.append(json.loads(line))
-        except (ValueError, RecursionError) as error:  # ValueError also for a number of 5000 digits
-            raise DataError(
-                f"{path}, line {number}: not valid JSON ({error})", f"Each line {_OBJECT}"
-            ) from None
+        value, problem = _line_value(path, number, line)
+        if problem is not None:
+            bad.add(problem)
+            continue
+        values.append(value)
         lines.append(number)
     return values, lines
+
+
+def _line_value(path: Path, number: int, line: str) -> tuple[Any, DataError | None]:
+    """The value of a line, or the error about it."""
+    try:
+        return json.loads(line), None
+    except (ValueError, RecursionError) as error:  # ValueError also for a number of 5000 digits
+        what = f"{path}, line {number}: not valid JSON ({error})"
+        return None, DataError(what, f"Each line {_OBJECT}")
+
+
+def _no_object(path: Path, place: str, value: Any, each: str) -> DataError:
+    return DataError(
+        f"{path}, {place}: expected an object, found {type(value).__name__}",
+        f"Each {each} {_OBJECT}",
+    )
 
 
 def _table(

@@ -11,13 +11,14 @@ import itertools
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from pretune.data.readers.hub import category_names
 from pretune.data.records import Records
 from pretune.errors import DataError
+from pretune.storage.object_store import is_url, opened
 from pretune.text.byte_stream import FREE_BYTES, MAX_RATIO, spooled
 from pretune.text.file_kinds import HEAD_BYTES, kind_by_content, page_kind
 
@@ -41,10 +42,12 @@ def opened_parquet(path: str | Path) -> Iterator[ParquetFile]:
     import pyarrow.parquet as parquet
     from pyarrow.lib import ArrowException
 
-    place = spooled(path)
+    # An object in storage is read where it lies: of a corpus each only once.
+    place = str(path) if is_url(path) else spooled(path)
     try:
-        with open(place, "rb") as handle:
+        with _bytes(place) as handle:
             head = handle.read(HEAD_BYTES)
+            size = handle.seek(0, os.SEEK_END)
         if not head.startswith(b"PAR1"):
             kind = kind_by_content(head) or page_kind(head)
             reason = kind.what if kind else "it does not begin as one" if head else "it is empty"
@@ -52,15 +55,19 @@ def opened_parquet(path: str | Path) -> Iterator[ParquetFile]:
                 f"{path}: not a Parquet file that can be read ({reason})",
                 kind.way_out.replace("FILE", str(path)) if kind else "Write it again.",
             )
-        with parquet.ParquetFile(place) as file:
-            _check_size(file, path, os.path.getsize(place))
+        with _bytes(place) as handle, parquet.ParquetFile(handle) as file:
+            _check_size(file, path, size)
             texts = _text_columns(file)
-        with parquet.ParquetFile(place, read_dictionary=texts) as file:
+        with _bytes(place) as handle, parquet.ParquetFile(handle, read_dictionary=texts) as file:
             yield file
     except (ArrowException, OSError) as error:
         raise DataError(
             f"{path}: not a Parquet file that can be read ({error})", "Write it again."
         ) from None
+
+
+def _bytes(place: str) -> AbstractContextManager[BinaryIO]:
+    return opened(place) if is_url(place) else open(place, "rb")
 
 
 def _check_size(file: ParquetFile, path: str | Path, size: int) -> None:
@@ -150,6 +157,23 @@ def read_parquet(path: Path) -> Records:
     values = [itertools.chain.from_iterable(column) for column in columns]
     rows = [dict(zip(names, row, strict=True)) for row in zip(*values, strict=True)]
     return Records(rows, str(path), None, names, stored_categories(schema.metadata or {}))
+
+
+def parquet_parts(path: Path, size: int) -> Iterator[Records]:
+    """Read all columns of a Parquet file, at most `size` rows at a time; see `read_parquet`."""
+    with opened_parquet(path) as file:
+        schema = file.schema_arrow
+        names, categories = tuple(schema.names), stored_categories(schema.metadata or {})
+        before = 0
+        for batch in file.iter_batches(size):
+            values = [
+                _readable(batch.column(place), path, name) for place, name in enumerate(names)
+            ]
+            rows = [dict(zip(names, row, strict=True)) for row in zip(*values, strict=True)]
+            numbers = range(before + 1, before + len(rows) + 1)
+            before += len(rows)
+            whole = file.metadata.num_rows
+            yield Records(rows, str(path), None, names, categories, numbers=numbers, whole=whole)
 
 
 def _flat_arrays(file: ParquetFile, path: Path, name: str) -> Iterator[ArrowArray]:

@@ -22,7 +22,7 @@ from pretune.data.readers.conversations import (
 )
 from pretune.data.records import Record, Records, is_missing
 from pretune.errors import DataError, describe_value
-from pretune.text.terminal import in_line
+from pretune.text.terminal import in_line, names_in_line
 
 #: Characters of a cell in an error.
 SHOWN = 40
@@ -120,7 +120,7 @@ def _check_replies(records: Records, replies: Sequence[str]) -> None:
         )
     if hint is None:
         records.mapped({}, replies)  # raises, and names the nearest column
-    shown = ", ".join(map(repr, records.columns))
+    shown = names_in_line(records.columns)
     raise DataError(f"{records.origin}: no column '{missing}'; it has {shown}", hint)
 
 

@@ -13,12 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pretune.bundle.bundle import Bundle
-from pretune.decoding.sampling import Decoding
+from pretune.decoding.decoding import Decoding
 from pretune.errors import DataError, PretuneError, did_you_mean
 from pretune.evaluation.few_shot.result import Guess
 from pretune.evaluation.few_shot.template import Template
 from pretune.inference.generate import TextGenerator
 from pretune.inference.likelihood import LikelihoodScorer, Pair
+from pretune.tasks.dialogue.layouts import TemplateLayout
+from pretune.tokenizers.chat_template import Message
 
 Floats = NDArray[np.float64]
 
@@ -45,6 +47,8 @@ class FewShotOptions:
     score: str = "likelihood"  # one of `SCORES`
     balanced: bool = True  # draw as many examples of each label as possible; False: at random
     separator: str = "\n\n"
+    # Lay out questions and answers as messages and replies, by the model's chat template.
+    chat: bool = False
     # Texts by which `calibrated` measures the bias of a model (Zhao et al. 2021, section 5).
     content_free: Sequence[str] = ("N/A", "[MASK]", "")
     limit: int | None = None
@@ -92,6 +96,7 @@ class FewShot:
     answers: list[str]
     options: FewShotOptions
     device: str = "auto"
+    layout: TemplateLayout | None = None  # of messages, if that is how to ask
     _premises: Floats | None = field(default=None, repr=False)
 
     def ask(
@@ -128,9 +133,29 @@ class FewShot:
         parts = [self.template.example(s.values, self.answers[s.label]) for s in shots]
         return self.options.separator.join([*parts, self.template.question(values)])
 
+    def messages(self, question: str, shots: Sequence[Question]) -> list[Message]:
+        """Return a prompt as a conversation: a message and a reply for each example."""
+        talk: list[Message] = []
+        for shot in shots:
+            asked = self.template.question(shot.values)
+            whole = self.template.example(shot.values, self.answers[shot.label])
+            talk.append({"role": "user", "content": asked.rstrip()})
+            talk.append({"role": "assistant", "content": whole[len(asked) :].strip()})
+        return [*talk, {"role": "user", "content": question.rstrip()}]
+
     def _pairs(self, values: Mapping[str, str], shots: Sequence[Question]) -> list[Pair]:
+        if self.layout is not None:
+            return self._replies(self.template.question(values), shots)
         text = self.text(values, shots)
         return [self.scorer.pair(text, answer) for answer in self.answers]
+
+    def _replies(self, question: str, shots: Sequence[Question]) -> list[Pair]:
+        """Each possible answer as a reply, which the layout tokenizes by itself."""
+        assert self.layout is not None  # noqa: S101 - the callers asked
+        context = tuple(self.layout.prompt(self.messages(question, shots)))
+        answers = [answer.strip() for answer in self.answers]
+        encoded = self.layout.tokenizer.encode_bare(answers, offsets=False)
+        return [Pair(context, tuple(each.ids)) for each in encoded]
 
     def _prompt(self, question: Question, shots: Sequence[Question]) -> _Prompt:
         """Put as many of the last examples before a question as the model has room for."""
@@ -201,7 +226,10 @@ class FewShot:
         """
         if self._premises is None:
             premise = self.template.premise.lstrip()
-            pairs = [self.scorer.pair(premise, answer) for answer in self.answers]
+            if self.layout is not None:
+                pairs = self._replies(premise, ())
+            else:
+                pairs = [self.scorer.pair(premise, answer) for answer in self.answers]
             self._premises = self._likelihoods(pairs)[0]
         return self._premises
 
@@ -212,7 +240,11 @@ class FewShot:
         writer = TextGenerator.of(self.bundle, template=None, device=self.device)
         longest = max(len(pair.continuation) for prompt in prompts for pair in prompt.pairs)
         decoding = Decoding(temperature=0, max_new_tokens=longest + MARGIN)
-        asked = [self.scorer.encode(self.text(p.question.values, shots).rstrip()) for p in prompts]
+        if self.layout is not None:
+            asked = [prompt.pairs[0].context for prompt in prompts]
+        else:
+            whole = [self.text(p.question.values, shots).rstrip() for p in prompts]
+            asked = [self.scorer.encode(text) for text in whole]
         texts: dict[int, str] = {}
         for piece in writer.stream(asked, decoding):
             if piece.done is not None:

@@ -16,8 +16,11 @@ from pretune.evaluation.few_shot.in_context import FewShot, FewShotOptions, Ques
 from pretune.evaluation.few_shot.result import Cell, FewShotResult, cell_of
 from pretune.evaluation.few_shot.template import Template
 from pretune.inference.likelihood import LikelihoodScorer
+from pretune.inference.prompts import template_of
 from pretune.tasks.base import no_text
 from pretune.tasks.classification.classify import Classify, ClassifyOptions
+from pretune.tasks.dialogue.layouts import TemplateLayout
+from pretune.text.terminal import names_in_line
 
 
 def measure(
@@ -44,7 +47,8 @@ def measure(
     # The labels and the columns of the template have to be in all data.
     task = _labels(options, data if train is None else train)
     template = _template(options, [data] if train is None else [data, train])
-    asker = FewShot(bundle, scorer, template, task.labels, options, device)
+    layout = _layout(bundle) if options.chat else None
+    asker = FewShot(bundle, scorer, template, task.labels, options, device, layout)
     # Draw the examples of all measurements first: what is shown in one is asked in none.
     rows = _questions(data, task, template, options.label)
     pool = rows if train is None else _questions(train, task, template, options.label)
@@ -71,6 +75,17 @@ def measure(
     return FewShotResult(
         template.text, tuple(asker.answers), options.score, len(asked), truth, cells
     )
+
+
+def _layout(bundle: Bundle) -> TemplateLayout:
+    """Return the layout of messages by a model's chat template."""
+    layout = template_of(bundle, always=True)
+    if layout is None:
+        raise PretuneError(
+            "chat: the model's tokenizer has no chat template",
+            "Leave it out: examples are then texts that the model continues.",
+        )
+    return layout
 
 
 def draw_shots(labels: Sequence[int], count: int, seed: int, *, balanced: bool = True) -> list[int]:
@@ -131,7 +146,7 @@ def _labelled(records: Records, label: str) -> Records:
     if label not in records.columns:
         raise DataError(
             f"{records.origin}: no column '{label}' for the labels; it has "
-            + ", ".join(repr(name) for name in records.columns),
+            f"{names_in_line(records.columns)}",
             f"{did_you_mean(label, records.columns)} Say which one it is with --label COLUMN",
         )
     return records.mapped({"label": label}, ["label"])

@@ -20,7 +20,7 @@ from pretune.models.backbone import Backbone
 from pretune.models.config import MAX_SIZES, ModelConfig
 from pretune.models.family import Family, HeadLayout, rules
 from pretune.models.heads.language import LanguageModelHead
-from pretune.models.heads.vocabulary import Scores, SoftTargets
+from pretune.models.heads.vocabulary import Scores
 from pretune.models.language_model import RecurrentState, SequenceState
 from pretune.models.layers import Linear, ModelOutput, sample_rows
 
@@ -222,11 +222,7 @@ class ClassicLM(LanguageModelHead):
         select: Selection | None = None,
         labels: Tensor | None = None,
         state: RecurrentState | None = None,
-        smoothing: float = 0.0,
-        z_loss: float = 0.0,
-        each: bool = False,
-        temperature: float = 1.0,
-        soft: SoftTargets | None = None,
+        **scoring: Any,
     ) -> Tensor | Scores:
         """Predict the next tokens, as `LanguageModelHead.forward`.
 
@@ -234,8 +230,7 @@ class ClassicLM(LanguageModelHead):
         of which nothing has been read.
         """
         output = self.backbone(batch, select=select, state=state)
-        how: dict[str, Any] = {"each": each, "temperature": temperature, "soft": soft}
-        scored = self.decode(output.last_hidden_state, labels, smoothing, z_loss, **how)
+        scored = self.decode(output.last_hidden_state, labels, **scoring)
         return replace(scored, state=output.state) if isinstance(scored, Scores) else scored
 
     @override

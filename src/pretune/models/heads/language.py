@@ -12,9 +12,11 @@ from typing_extensions import override
 
 from pretune.data.batch import PackedBatch, Selection
 from pretune.models.backbone import Backbone
+from pretune.models.few_rows import FEW
 from pretune.models.heads.vocabulary import Scores, SoftTargets, over_vocabulary, token_log_probs
 from pretune.models.kv_cache import KVCache
 from pretune.models.layers import ACTIVATIONS, Linear
+from pretune.models.packed import PackedWeights, active
 
 
 class LanguageModelHead(nn.Module):
@@ -22,6 +24,10 @@ class LanguageModelHead(nn.Module):
 
     ties_output: bool = True  # whether the output layer is the table of token embeddings
     backbone: Backbone
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.packed = PackedWeights()  # of the output layer
 
     def forward(
         self,
@@ -34,6 +40,7 @@ class LanguageModelHead(nn.Module):
         each: bool = False,
         temperature: float = 1.0,
         soft: SoftTargets | None = None,
+        draws: Tensor | None = None,
     ) -> Any:
         """Predict a token at each position.
 
@@ -47,13 +54,15 @@ class LanguageModelHead(nn.Module):
             each: return the log-probability of each label, with its graph, instead of scores.
             temperature: with `each`, divides the logits.
             soft: what a teacher expects of the labelled tokens, as for `score_tokens`.
+            draws: numbers by which a token is drawn for each label, as for `score_tokens`.
 
         Returns:
             logits `[T, vocab]`, or `[R, vocab]` with `select`; with `labels` the scores, or with
             `each` their log-probabilities, `[T]` or `[R]`.
         """
         hidden = self.backbone(batch, select=select).last_hidden_state
-        how: dict[str, Any] = {"each": each, "temperature": temperature, "soft": soft}
+        how: dict[str, Any] = {"each": each, "temperature": temperature}
+        how |= {"soft": soft, "draws": draws}
         return self.decode(hidden, labels, smoothing, z_loss, **how)
 
     def decode(
@@ -66,6 +75,7 @@ class LanguageModelHead(nn.Module):
         each: bool = False,
         temperature: float = 1.0,
         soft: SoftTargets | None = None,
+        draws: Tensor | None = None,
     ) -> Tensor | Scores:
         """Map hidden states `[R, hidden]` to logits `[R, vocab]`; given `labels` to scores, or with
         `each` to their log-probabilities `[R]`, at a temperature."""
@@ -73,7 +83,13 @@ class LanguageModelHead(nn.Module):
         if each and labels is not None:
             bias = bias if bias is None else bias / temperature
             return token_log_probs(hidden / temperature, table, bias, labels)
-        return over_vocabulary(hidden, table, bias, labels, smoothing, z_loss, soft)
+        # A table that is laid out for few rows, as of the next tokens, where `packing` asks for it.
+        how = active()
+        if labels is None and how is not None and len(hidden) <= FEW:
+            logits = self.packed.product(how, hidden, table, bias, slice(None))
+            if logits is not None:
+                return logits
+        return over_vocabulary(hidden, table, bias, labels, smoothing, z_loss, soft, draws)
 
     def _logits(self, hidden: Tensor) -> Tensor:
         logits = self.decode(hidden)
@@ -100,11 +116,12 @@ class MaskedLM(LanguageModelHead):
 
     def __init__(self, backbone: Backbone, activation: str, eps: float) -> None:
         super().__init__()
-        size = backbone.config.size("hidden_size")
+        # Embeddings may be narrower than hidden states.
+        width = backbone.embeddings.tokens.weight.shape[1]
         self.backbone = backbone
-        self.transform = Linear(size, size)
+        self.transform = Linear(backbone.config.size("hidden_size"), width)
         self.activation = ACTIVATIONS[activation]
-        self.norm = nn.LayerNorm(size, eps=eps)
+        self.norm = nn.LayerNorm(width, eps=eps)
         self.bias = nn.Parameter(
             self.transform.weight.new_zeros(backbone.config.size("vocab_size"))
         )
@@ -139,16 +156,34 @@ class PreTrainingOutput:
 
 
 class CausalLM(LanguageModelHead):
-    """The next token, by the tied output layer without a bias.
+    """The next token, by an output layer without a bias.
 
     A `LanguageModel`: it generates with `start` and `step`, and keeps keys and values in between.
+
+    Args:
+        backbone: a causal one.
+        tied: whether the output layer is the table of token embeddings, or a matrix of its own.
     """
 
     opening = None  # generated text continues the prompt
 
-    def __init__(self, backbone: Backbone) -> None:
+    def __init__(self, backbone: Backbone, *, tied: bool = True) -> None:
         super().__init__()
         self.backbone = backbone
+        self.ties_output = tied
+        size, count = (backbone.config.size(name) for name in ("hidden_size", "vocab_size"))
+        self.lm_head = None if tied else Linear(size, count, bias=False)
+        if self.lm_head is not None:
+            backbone.init_weights(self.lm_head)
+
+    @override
+    def output_table(self) -> Tensor:
+        return super().output_table() if self.lm_head is None else self.lm_head.weight
+
+    @override
+    def grow_output(self, added: int) -> None:
+        if self.lm_head is not None:
+            self.lm_head.grow(added)
 
     @property
     def context_length(self) -> int:
@@ -188,8 +223,8 @@ class ActorCritic(CausalLM):
     generator does without it.
     """
 
-    def __init__(self, backbone: Backbone) -> None:
-        super().__init__(backbone)
+    def __init__(self, backbone: Backbone, *, tied: bool = True) -> None:
+        super().__init__(backbone, tied=tied)
         self.value = Linear(backbone.config.size("hidden_size"), 1)
         backbone.init_weights(self.value)  # small: the first advantages are those of the rewards
 

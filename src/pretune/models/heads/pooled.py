@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from torch import Tensor, nn
+from typing_extensions import override
 
 from pretune.data.batch import PackedBatch
 from pretune.models.backbone import Backbone
+from pretune.models.layers import ACTIVATIONS, Dropout, Linear
 
 
 class PooledHead(nn.Module):
@@ -30,6 +32,73 @@ class PooledHead(nn.Module):
     def forward(self, batch: PackedBatch) -> Tensor:
         """Give logits `[B, labels]`, in the order of the batch's sequences."""
         return self.answer(self.read(batch))
+
+
+class LastTokenClassifier(PooledHead):
+    """A linear map without bias on the last token, which in a causal model has seen all others.
+
+    Args:
+        backbone: a causal one.
+        labels: outputs for each sequence.
+        dropout: before the linear map; default: none.
+    """
+
+    def __init__(self, backbone: Backbone, labels: int, dropout: float | None = None) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.dropout = Dropout(dropout or 0.0)
+        self.classifier = Linear(backbone.config.size("hidden_size"), labels, bias=False)
+        backbone.init_weights(self.classifier)
+
+    @override
+    def read(self, batch: PackedBatch) -> Tensor:
+        last: Tensor = self.backbone(batch, select=batch.last).last_hidden_state
+        return last
+
+    @override
+    def answer(self, pooled: Tensor) -> Tensor:
+        logits: Tensor = self.classifier(self.dropout(pooled))
+        return logits
+
+
+class DenseClassifier(PooledHead):
+    """Dropout, dense, activation, dropout and a linear map on the first token.
+
+    Args:
+        backbone: loses its pooler, which this head does not read.
+        labels: number of outputs.
+        dropout: before the last linear map; default: the backbone's own.
+        activation: a name in `ACTIVATIONS`.
+        first_dropout: before the dense map; default: `dropout`.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        labels: int,
+        dropout: float | None = None,
+        *,
+        activation: str,
+        first_dropout: float | None = None,
+    ) -> None:
+        super().__init__()
+        backbone.drop_pooler()
+        self.backbone = backbone
+        rate = backbone.config.hidden_dropout if dropout is None else dropout
+        self.first_dropout = Dropout(rate if first_dropout is None else first_dropout)
+        self.dropout = Dropout(rate)
+        size = backbone.config.size("hidden_size")
+        self.activation = ACTIVATIONS[activation]
+        self.dense = Linear(size, size)
+        self.classifier = Linear(size, labels)
+        backbone.init_weights(self.dense)
+        backbone.init_weights(self.classifier)
+
+    @override
+    def answer(self, pooled: Tensor) -> Tensor:
+        dense = self.activation(self.dense(self.first_dropout(pooled)))
+        logits: Tensor = self.classifier(self.dropout(dense))
+        return logits
 
 
 def choosing(kind: Callable[..., PooledHead]) -> Callable[..., PooledHead]:

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
+from typing_extensions import override
 
 from pretune.data.batch import PackedBatch, Selection
 from pretune.models.backbone import Backbone
 from pretune.models.family import HeadLayout, rules
 from pretune.models.heads.crf import Crf, CrfWeights, log_likelihood
+from pretune.models.heads.replaced import Detector
 from pretune.models.layers import Dropout, Linear
 
 #: Parameters of a CRF, stored under our names: transformers has no CRF and leaves them out.
@@ -25,12 +27,20 @@ class TokenClassifier(nn.Module):
         backbone: loses its pooler, as transformers' classes for tokens have none.
         labels: outputs for each token.
         dropout: before the linear map; default: the backbone's own.
+        transform: maps the hidden states `[T, hidden]` before that; default: nothing does.
     """
 
-    def __init__(self, backbone: Backbone, labels: int, dropout: float | None = None) -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        labels: int,
+        dropout: float | None = None,
+        transform: nn.Module | None = None,
+    ) -> None:
         super().__init__()
         backbone.drop_pooler()
         self.backbone = backbone
+        self.transform = transform
         self.dropout = Dropout(backbone.config.hidden_dropout if dropout is None else dropout)
         self.classifier = Linear(backbone.config.size("hidden_size"), labels)
         backbone.init_weights(self.classifier)
@@ -38,6 +48,8 @@ class TokenClassifier(nn.Module):
     def forward(self, batch: PackedBatch, *, select: Selection | None = None) -> Tensor:
         """Give logits `[T, labels]`, or `[R, labels]` for the selected tokens alone."""
         hidden = self.backbone(batch, select=select).last_hidden_state
+        if self.transform is not None:
+            hidden = self.transform(hidden)
         logits: Tensor = self.classifier(self.dropout(hidden))
         return logits
 
@@ -58,9 +70,14 @@ class CrfTagger(TokenClassifier):
     """
 
     def __init__(
-        self, backbone: Backbone, labels: int, dropout: float | None = None, crf_rate: float = 1.0
+        self,
+        backbone: Backbone,
+        labels: int,
+        dropout: float | None = None,
+        crf_rate: float = 1.0,
+        transform: nn.Module | None = None,
     ) -> None:
-        super().__init__(backbone, labels, dropout)
+        super().__init__(backbone, labels, dropout, transform)
         self.crf = Crf(labels, crf_rate)
 
     def forward(  # type: ignore[override]
@@ -89,22 +106,49 @@ class CrfTagger(TokenClassifier):
         return TagScores(logits, likelihood, self.crf.weights.detached())
 
 
+class TokenDetector(Detector, TokenClassifier):  # type: ignore[misc]
+    """Tells replaced tokens apart by a head for the classes of tokens, with one output.
+
+    Only ELECTRA has a class of its own for that in transformers.
+    """
+
+    def __init__(self, backbone: Backbone, labels: int = 1, *args: Any, **options: Any) -> None:
+        TokenClassifier.__init__(self, backbone, 1, *args, **options)
+
+    @override
+    def judge(self, batch: PackedBatch) -> Tensor:
+        logits = TokenClassifier.forward(self, batch)
+        return logits[:, 0]
+
+
 def token_heads(
-    name: str, answer_dropout: Callable[[Any], float] = lambda config: 0.0
+    name: str,
+    answer_dropout: Callable[[Any], float] = lambda config: 0.0,
+    *,
+    published: str = "classifier",
+    answer_prefix: str | None = None,
+    masked: bool = True,
 ) -> dict[str, HeadLayout]:
     """The heads for tokens that every encoder has, as transformers stores them.
 
     Args:
         name: first part of the names of transformers' classes.
         answer_dropout: the dropout before the ends of an answer, by the backbone's config.
+        published: the published name of the linear map on tokens.
+        answer_prefix: the prefix of the backbone in a model for answers, if it has another there.
+        masked: whether the family has a head for masked tokens, too: a smaller model of it can then
+            replace tokens, and one with this head tells which were replaced.
     """
-    tokens, linear = f"{name}ForTokenClassification", rules(("classifier", "classifier"))
+    tokens, linear = f"{name}ForTokenClassification", rules(("classifier", published))
+    replaced = {"replaced_tokens": HeadLayout(tokens, TokenDetector, linear)}
     return {
+        **(replaced if masked else {}),
         "token_classification_crf": HeadLayout(tokens, CrfTagger, (*linear, *CRF_RULES)),
         "token_classification": HeadLayout(tokens, TokenClassifier, linear),
         "question_answering": HeadLayout(
             f"{name}ForQuestionAnswering",
             lambda backbone, labels: TokenClassifier(backbone, 2, answer_dropout(backbone.config)),
             rules(("classifier", "qa_outputs")),
+            prefix=answer_prefix,
         ),
     }

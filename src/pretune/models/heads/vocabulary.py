@@ -38,6 +38,7 @@ class Scores:
         divergence: scalar without a graph: with soft targets, the sum of the tokens' divergences.
         agreeing: with soft targets, the number of tokens whose most probable one is the teacher's;
             -1 in training.
+        drawn: `[R]` int64, with `draws`: a token that was drawn for each row; see `score_tokens`.
     """
 
     sum: Tensor
@@ -49,6 +50,7 @@ class Scores:
     state: SequenceState | None = None
     divergence: Tensor | None = None
     agreeing: int = -1
+    drawn: Tensor | None = None
 
     def each(self, layout: Layout) -> list[float]:
         """The cross-entropy of each sequence, in nats."""
@@ -119,6 +121,7 @@ def score_tokens(
     smoothing: float = 0.0,
     z_loss: float = 0.0,
     soft: SoftTargets | None = None,
+    draws: Tensor | None = None,
     chunk_bytes: int = CHUNK_BYTES,
 ) -> Scores:
     """Cross-entropy of tokens whose logits are `hidden @ table.T + bias`.
@@ -134,6 +137,8 @@ def score_tokens(
         smoothing: s: the share of the target that is spread evenly over the vocabulary.
         z_loss: weight of the penalty (log Z)^2.
         soft: what a teacher expects; its divergence is then part of the loss.
+        draws: `[R]` float32 in [0, 1): draw a token for each row from what the model expects there,
+            the first whose cumulative probability is above this number.
         chunk_bytes: memory that logits may take at a time.
     """
     # Logits are float32: as many rows at a time as the memory holds.
@@ -141,11 +146,13 @@ def score_tokens(
     trains = torch.is_grad_enabled() and any(
         t is not None and t.requires_grad for t in (hidden, table, bias)
     )
-    total, plain, penalty, counts, nats, divergence = _ChunkedCrossEntropy.apply(  # type: ignore[no-untyped-call]
-        hidden, table, bias, labels, (rows, smoothing, z_loss, soft, trains)
+    total, plain, penalty, counts, nats, divergence, drawn = _ChunkedCrossEntropy.apply(  # type: ignore[no-untyped-call]
+        hidden, table, bias, labels, (rows, smoothing, z_loss, soft, draws, trains)
     )
     right, agreeing = (-1, -1) if trains else counts.tolist()
     scores = Scores(total, len(labels), plain, penalty, right, nats)
+    if draws is not None:
+        scores = replace(scores, drawn=drawn)
     return scores if soft is None else replace(scores, divergence=divergence, agreeing=agreeing)
 
 
@@ -206,11 +213,13 @@ def over_vocabulary(
     smoothing: float,
     z_loss: float,
     soft: SoftTargets | None = None,
+    draws: Tensor | None = None,
 ) -> Tensor | Scores:
     """Map `[R, hidden]` to logits `[R, vocab]`, or given `labels` to scores by `score_tokens`."""
     if labels is None:
         return ops.linear(hidden, table, bias)
-    return score_tokens(hidden, table, bias, labels, smoothing=smoothing, z_loss=z_loss, soft=soft)
+    how: dict[str, Any] = {"smoothing": smoothing, "z_loss": z_loss, "soft": soft, "draws": draws}
+    return score_tokens(hidden, table, bias, labels, **how)
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
@@ -221,12 +230,13 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         table: Tensor,
         bias: Tensor | None,
         labels: Tensor,
-        how: tuple[int, float, float, SoftTargets | None, bool],
+        how: tuple[int, float, float, SoftTargets | None, Tensor | None, bool],
     ) -> tuple[Tensor, ...]:
-        rows, smoothing, z_loss, soft, trains = how
+        rows, smoothing, z_loss, soft, draws, trains = how
         sums = torch.zeros(4, dtype=torch.float32, device=hidden.device)
         counts = torch.zeros(2, dtype=torch.int64, device=hidden.device)
         nats = torch.empty(len(labels), dtype=torch.float32, device=hidden.device)
+        drawn = torch.empty_like(labels) if draws is not None else labels.new_empty(0)
         # Gradients are accumulated here, where the logits exist, and scaled in `backward`.
         wanted = [trains and need for need in ctx.needs_input_grad[:3]]
         grads = [
@@ -251,11 +261,15 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 best = logits.argmax(-1)
                 counts[0] += (best == target).sum()
                 counts[1] += 0 if own is None else (best == own.best).sum()
+                if draws is not None:
+                    drawn[start : start + rows] = _drawn(logits.softmax(-1), draws, start)
                 continue
             # What comes from the teacher, before the logits give way.
             taught = None if own is None else own.gradient(logits).mul_(own.weight)
             # d/dlogits: p (1 + 2 z log Z) - (1 - s) [label] - s / C, in the memory of the logits.
             grad = logits.sub_(log_z[:, None]).exp_()
+            if draws is not None:
+                drawn[start : start + rows] = _drawn(grad, draws, start)
             if z_loss:
                 grad.mul_((1 + 2 * z_loss * log_z)[:, None])
             grad.scatter_add_(1, target[:, None], grad.new_full((len(target), 1), smoothing - 1))
@@ -272,7 +286,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         ctx.save_for_backward(*(g for g in grads if g is not None))
         ctx.has = [g is not None for g in grads]
         total, plain, penalty, far = (part.clone() for part in sums)
-        outputs = (total, plain, penalty, counts, nats, far)
+        outputs = (total, plain, penalty, counts, nats, far, drawn)
         ctx.mark_non_differentiable(*outputs[1:])
         return outputs
 
@@ -282,6 +296,14 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         saved = iter(ctx.saved_tensors)
         grads = [next(saved) * grad if has else None for has in ctx.has]
         return (*grads, None, None)
+
+
+def _drawn(probs: Tensor, draws: Tensor, start: int) -> Tensor:
+    """Draw a token `[R]` for each row of probabilities `[R, V]`, by the numbers from `start` on."""
+    cumulative = probs.cumsum(-1)
+    # Rounding may let a row end a little below or above 1.
+    places = draws[start : start + len(probs), None] * cumulative[:, -1:]
+    return torch.searchsorted(cumulative, places, right=True)[:, 0].clamp_(max=probs.shape[1] - 1)
 
 
 class _TokenLogProbs(torch.autograd.Function):

@@ -9,7 +9,7 @@ export function shown(model, given, answer) {
   if (answer.entities) return entities(model, given, answer);
   if (answer.gaps) return gaps(given, answer);
   if ("answer" in answer) return passage(given, answer);
-  if ("translation" in answer) return translation(answer);
+  for (const key of ["translation", "summary"]) if (key in answer) return written(key, answer);
   if ("choice" in answer) return choice(given, answer);
   if (answer.scores && !Array.isArray(answer.scores)) return classes(answer);
   return values(given, answer);
@@ -115,12 +115,13 @@ function gaps(given, answer) {
   return [heading("filled"), filled, answer.gaps.map(pick)];
 }
 
-function translation(answer) {
-  const rest = answer.candidates.filter(([text]) => text !== answer.translation);
+/** A text that a search wrote, and the others that it found. */
+function written(key, answer) {
+  const rest = answer.candidates.filter(([text]) => text !== answer[key]);
   return [
-    heading("translation"),
-    h("p", { class: "prose", dir: "auto" }, answer.translation),
-    rest.length > 0 && [heading("alternatives"), h("ol", { class: "alternatives" },
+    heading(key),
+    h("p", { class: "prose", dir: "auto" }, answer[key]),
+    rest.length > 0 && [heading(key === "translation" ? "alternatives" : "others"), h("ol", { class: "alternatives" },
       rest.map(([text, score]) => h("li", {}, h("bdi", {}, text),
         h("span", { class: "faint" }, ` ${number(score, 2)}`))))],
   ];

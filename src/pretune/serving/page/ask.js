@@ -6,7 +6,8 @@ import { box, field, h, number, say, t } from "./dom.js";
 import { job } from "./job.js";
 import { example, text } from "./texts.js";
 
-const ROWS = { context: 6, question: 1, stem: 1, text: 4, tokens: 4, source: 4 };
+const ROWS = { context: 6, question: 1, stem: 1, text: 4, tokens: 4, source: 4, document: 8 };
+const CANDIDATES = [1, 2, 4];
 
 export function askView(model) {
   const { task, inputs } = model;
@@ -17,18 +18,20 @@ export function askView(model) {
   } });
   const after = [say(fill, "example")];
   if (task === "mask_lm") after.push(gapButton(columns[0][1]));
-  const candidates = h("select", {}, [1, 2, 4].map(n => h("option", { value: n }, n)));
+  // A search finds as many texts as it has beams.
+  const counts = CANDIDATES.filter(count => count <= model.max_candidates);
+  const candidates = h("select", {}, counts.map(n => h("option", { value: n }, n)));
   const given = () => Object.fromEntries(columns.map(([name, control]) => [name,
     name === "choices" ? control.value.split("\n").filter(line => line.trim()) : control.value]));
 
   const form = job("go", [
     columns.map(([name, control]) =>
       field(text(`column ${name}`) ? `column ${name}` : name, control)),
-    task === "translate" && field("candidates", candidates, { class: "field short" }),
+    counts.length > 1 && field("candidates", candidates, { class: "field short" }),
   ], async signal => {
     const input = given(), body = { model: model.name, inputs: [input] };
     if (task === "answer") body.top_k = 5;
-    if (task === "translate" && candidates.value > 1) body.candidates = Number(candidates.value);
+    if (candidates.value > 1) body.candidates = Number(candidates.value);
     const { answers: [answer] } = await ask("v1/predict", body, signal);
     output.replaceChildren(...elements(shown(model, input, answer)));
     if (model.abilities.includes("explain")) output.append(whyView(model, input));
@@ -54,37 +57,41 @@ function whyView(model, input) {
   return h("div", { class: "why" }, form.node, place);
 }
 
-/** A token as people write it. */
-const plain = token => /^##./.test(token) ? token.slice(2) : token.replace(/[Ġ▁]/g, " ").trim() || "␣";
+/** The text of a token as it is seen, also where it is nothing but space. */
+const plain = text => text.trim() || (text.includes("\n") ? "↵" : text ? "␣" : "·");
 
-function words({ tokens, attributions }) {
-  if (!tokens.length) return null;
+function words({ texts, attributions, value, baseline }) {
+  if (!texts.length) return null;
   const most = Math.max(...attributions.map(Math.abs)) || 1;
-  const chip = (token, i) => h("span", {
-    class: ["word", attributions[i] < 0 ? "against" : "for", /^##./.test(token) && "joined"]
+  // What begins with no space goes on with the word before it, unless it is a mark such as [SEP].
+  const joined = i => i > 0 && !/^(\s|\[[A-Z]+\]$|<.*>$)/.test(texts[i]);
+  const chip = (text, i) => h("span", {
+    class: ["word", attributions[i] < 0 ? "against" : "for", joined(i) && "joined"]
       .filter(Boolean).join(" "),
     vars: { share: Math.abs(attributions[i]) / most },
     title: number(attributions[i], 4),
-  }, plain(token));
+  }, plain(text));
   return [
     t("h3", "words"),
-    h("p", { class: "words", dir: "auto" }, tokens.map(chip)),
+    h("p", { class: "words", dir: "auto" }, texts.map(chip)),
     h("p", { class: "faint" }, t("span", "words note"), " ",
       t("span", "for", { class: "word for", vars: { share: 0.6 } }), " ",
       t("span", "against", { class: "word against", vars: { share: 0.6 } })),
     h("details", {}, t("summary", "table"), h("div", { class: "wide" }, h("table", {},
       h("thead", {}, h("tr", {}, t("th", "token", { scope: "col" }),
         t("th", "attribution", { scope: "col" }))),
-      h("tbody", {}, tokens.map((token, i) => h("tr", {}, h("td", {}, h("bdi", {}, token)),
-        h("td", { class: "number" }, number(attributions[i], 4)))))))),
+      h("tbody", {}, texts.map((text, i) => h("tr", {}, h("td", {}, h("bdi", {}, plain(text))),
+        h("td", { class: "number" }, number(attributions[i], 4))))))),
+    t("p", "words sum", { class: "faint" },
+      { sum: number(value - baseline, 4), value: number(value, 4), baseline: number(baseline, 4) })),
   ];
 }
 
-function attention({ tokens, attention: layers }) {
-  if (!layers) return tokens.length > 64 && t("p", "no attention", { class: "faint" });
+function attention({ texts, attention: layers }) {
+  if (!layers) return texts.length > 64 && t("p", "no attention", { class: "faint" });
   const mean = layers[0].map((row, i) => row.map((_, j) =>
     layers.reduce((sum, layer) => sum + layer[i][j], 0) / layers.length));
-  const names = tokens.map(plain), place = h("div", { class: "wide" });
+  const names = texts.map(plain), place = h("div", { class: "wide" });
   const draw = map => {
     const most = Math.max(...map.flat()) || 1;
     place.replaceChildren(h("table", { class: "heat" },

@@ -23,6 +23,7 @@ export function batchView(model) {
   const header = h("input", { type: "checkbox", onchange: () => choose(false) });
   const headerField = field("header", header, { class: "check" });
   const columns = h("div", { class: "grid" }), found = h("p", { class: "faint" });
+  const doubt = h("p", { class: "faint", hidden: true });
   const progress = h("progress", { hidden: true }), output = h("section", { class: "output" });
   let rows = [], selects = [];
 
@@ -67,6 +68,10 @@ export function batchView(model) {
     }) : []);
     const count = rows.length - (header.checked ? 1 : 0);
     say(found, count > 0 ? "rows" : "no rows", { count });
+    // Which column is meant is a guess where none has the name that the model knows.
+    const missing = model.inputs.filter(input => !rows[0]?.includes(input));
+    doubt.hidden = width < 2 || !missing.length;
+    say(doubt, "no column", { name: missing.join("”, “") });
   }
 
   const form = job("run", [
@@ -75,7 +80,7 @@ export function batchView(model) {
     h("div", { class: "drop" }, field("batch file", picker, { class: "file" }),
       t("span", "batch drop", { class: "faint" }), fileName, remove),
     h("div", { class: "grid" }, field("format", format), headerField),
-    columns, found,
+    columns, found, doubt,
   ], async (signal, status) => {
     const body = header.checked ? rows.slice(1) : rows;
     if (!body.length) return ["no rows"];

@@ -4,7 +4,8 @@ import { ask } from "./api.js";
 import { h, number, t } from "./dom.js";
 import { language } from "./texts.js";
 
-const FACTS = ["task", "model_type", "parameters", "context_length", "embedding_size", "version"];
+const FACTS = ["task", "model_type", "parameters", "context_length", "embedding_size", "version",
+  "step", "digest"];
 
 export function cardView(model) {
   const rows = [["name", model.name], ...FACTS.map(name => [name, model[name]]),

@@ -25,6 +25,7 @@ const TEXTS = {
   "task mask_lm": ["Filling gaps", "填空"],
   "task causal_lm": ["Language model", "语言模型"],
   "task translate": ["Translation", "翻译"],
+  "task summarize": ["Summarization", "摘要"],
   "task reward": ["Scores of replies", "回复打分"],
   "task chat": ["Chat", "对话"],
   "task instruct": ["Chat", "对话"],
@@ -64,6 +65,7 @@ const TEXTS = {
   "column choices": ["Choices, one a line", "选项，每行一个"],
   "column tokens": ["Text", "文本"],
   "column source": ["Text to translate", "要翻译的文本"],
+  "column document": ["Text to summarize", "要写摘要的文本"],
   "column messages": ["Prompt", "提示"],
   "column completion": ["Reply", "回复"],
   "gap": ["Add a gap", "插入空格"],
@@ -82,6 +84,7 @@ const TEXTS = {
   "filled": ["Filled in", "填好的文本"],
   "gap number": ["Gap {number}", "第 {number} 个空"],
   "translation": ["Translation", "译文"],
+  "summary": ["Summary", "摘要"],
   "alternatives": ["Alternatives", "其他译法"],
   "name perplexity": ["Perplexity", "困惑度"],
   "name log_probability": ["Log-probability (nats)", "对数概率（nat）"],
@@ -93,8 +96,11 @@ const TEXTS = {
   "why": ["Why?", "为什么？"],
   "words": ["What the answer comes from", "答案的依据"],
   "words note": [
-    "Gradient × input: how much each token speaks for or against this answer.",
-    "梯度 × 输入：每个词元对这个答案的支持或反对程度。"],
+    "Integrated gradients: how much each token speaks for or against this answer.",
+    "积分梯度：每个词元对这个答案的支持或反对程度。"],
+  "words sum": [
+    "Together: {sum}. How sure the model is (as a rule, the log-probability): {value} for this text, {baseline} with a mask in the place of every token.",
+    "合计：{sum}。模型的把握（通常是对数概率）：对这段文本为 {value}；把每个词元都换成掩码后为 {baseline}。"],
   "for": ["for", "支持"],
   "against": ["against", "反对"],
   "table": ["As a table", "以表格显示"],
@@ -157,6 +163,9 @@ const TEXTS = {
   "format line": ["One text a line", "每行一条文本"],
   "header": ["The first row is the heading", "第一行是表头"],
   "column is": ["Column of “{name}”", "“{name}”所在的列"],
+  "no column": [
+    "No column is called “{name}”: check which is which, and whether the first row is the heading.",
+    "没有名为“{name}”的列：请检查各列的对应关系，以及第一行是否为表头。"],
   "nameless": ["Column {number}", "第 {number} 列"],
   "run": ["Answer all", "全部回答"],
   "rows": ["{count|row|rows} to answer.", "共 {count} 行。"],
@@ -179,6 +188,8 @@ const TEXTS = {
   "fact embedding_size": ["Numbers of a vector", "向量维数"],
   "fact labels": ["Labels", "标签"],
   "fact version": ["Version", "版本"],
+  "fact step": ["Update of its run", "训练步数"],
+  "fact digest": ["SHA-256 of its weights", "权重的 SHA-256"],
   "fact created": ["Loaded", "加载时间"],
 };
 
@@ -194,6 +205,9 @@ const EXAMPLES = {
   choices: ["played a song.\nate it.", "弹了一首曲子。\n把它吃了。"],
   tokens: ["Ada Lovelace lived in London and wrote to Charles Babbage.", "艾达住在伦敦，常给查尔斯·巴贝奇写信。"],
   source: ["Good morning! How are you?", "早上好！你好吗？"],
+  document: [
+    "The library on Mill Street opens again on Monday. It was closed for two months, while the roof was mended and the reading room got new lamps. All books that were due meanwhile may be brought back until the end of March.",
+    "磨坊街图书馆将于周一重新开放。图书馆闭馆两个月，期间修缮了屋顶，阅览室也换上了新灯。在此期间到期的图书可在三月底之前归还。"],
   messages: ["How do I reset my password?", "怎样重置密码？"],
   completion: ["Choose “Forgot password” on the sign-in page.", "在登录页点击“忘记密码”。"],
   prompt: ["Once upon a time", "从前，"],

@@ -32,7 +32,7 @@ from pretune.data.readers.preferences import (
 )
 from pretune.data.records import Records
 from pretune.decoding.continuations import Prompt
-from pretune.decoding.sampling import Decoding
+from pretune.decoding.decoding import Decoding
 from pretune.errors import DataError
 from pretune.tasks.alignment.aligned import (
     JUDGED,
@@ -254,7 +254,7 @@ class Dpo(Aligned, ComparesWithReference):
         labels = {label_of(records, row) for row in range(len(records))}
         if len(labels) == 1:
             raise DataError(
-                f"{records.origin}, column '{LABEL}': every reply is "
+                f"{records.origin}, column '{records.in_data(LABEL)}': every reply is "
                 + ("wanted" if labels == {True} else "unwanted"),
                 "kto compares both: give replies of either kind.",
             )

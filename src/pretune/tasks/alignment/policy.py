@@ -26,7 +26,7 @@ from pretune.data.readers.conversations import ALPACA, COMPLETION, MESSAGES
 from pretune.data.readers.preferences import check_prompt
 from pretune.data.records import Records
 from pretune.decoding.continuations import Prompt
-from pretune.decoding.sampling import Decoding
+from pretune.decoding.decoding import Decoding
 from pretune.tasks.alignment.aligned import (
     ActionScores,
     Aligned,

@@ -126,6 +126,10 @@ class CausalLm(
         return is_missing(text) or (not with_targets and no_text(text))
 
     @override
+    def check(self, records: Records, row: int, *, with_targets: bool) -> None:
+        records.text(row, "text")
+
+    @override
     def features(
         self, records: Records, rows: range, tokenizer: Tokenizer, *, with_targets: bool
     ) -> Iterable[Feature]:
@@ -255,7 +259,7 @@ class CausalLm(
         return [LmPrediction.of(tokens, nats) for tokens, nats in each]
 
     @override
-    def certainty(self, outputs: Scores, batch: PackedBatch) -> Tensor:
+    def certainty(self, outputs: Scores, batch: PackedBatch, answered: Scores) -> Tensor:
         """Return the log-probability of the text."""
         return -outputs.sum
 
@@ -287,7 +291,7 @@ class CausalLm(
         """The task of a `...LMHeadModel` of transformers, or of one of our own classics."""
         if not published_architecture(config).endswith(("LMHeadModel", "ForCausalLM")):
             return None
-        return cls(CausalLmOptions(max_length=usual_length(config, 1024, "n_positions")))
+        return cls(CausalLmOptions(max_length=usual_length(config, 1024)))
 
 
 class CausalLmMetrics:

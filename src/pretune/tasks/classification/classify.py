@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar, Literal, Self
@@ -10,7 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 from typing_extensions import override
 
@@ -18,11 +19,12 @@ from pretune.data.arrays import Array
 from pretune.data.batch import Features, PackedBatch
 from pretune.data.records import Records
 from pretune.errors import DataError, did_you_mean
+from pretune.models.config import brief
 from pretune.tasks.base import Loss, Prediction, TaskOptions
 from pretune.tasks.certainty import HasCertainty
-from pretune.tasks.classification.counts import class_figures, class_table
+from pretune.tasks.classification.counts import POSITIVE, class_figures, class_table
 from pretune.tasks.distillation.teachable import Comparison, compare_classes
-from pretune.tasks.grading import Decision, EachLoss, Grade, Mistake
+from pretune.tasks.grading import Decision, EachLoss, Grade, Mistake, TellsTruths
 from pretune.tasks.labels import (
     LabelText,
     as_number,
@@ -32,11 +34,13 @@ from pretune.tasks.labels import (
     label_number,
     label_remarks,
     label_text,
+    listed_labels,
     numbered,
     stored_labels,
 )
 from pretune.tasks.losses import IGNORED, CrossEntropyOptions, cross_entropy
 from pretune.tasks.sentences import CLASSES, SentenceOptions, SentenceTask
+from pretune.text.terminal import in_line
 
 #: How much an example counts in the loss.
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -44,6 +48,8 @@ Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 class ClassifyOptions(CrossEntropyOptions, SentenceOptions):
     """Options of `classify`."""
+
+    left_out: ClassVar[frozenset[str]] = SentenceOptions.left_out | {POSITIVE}
 
     name: Literal["classify"] = Field("classify", description="One label for a text or a pair.")
     labels: dict[LabelText, LabelText] | list[LabelText] | None = Field(
@@ -62,6 +68,19 @@ class ClassifyOptions(CrossEntropyOptions, SentenceOptions):
         allow_inf_nan=False,
         description="Focal loss: examples that are already right count less (usual: 2; 0: off).",
     )
+    positive: LabelText | None = Field(
+        None,
+        description="Of two labels the one that f1 is of, such as spam. Default: the second, as in "
+        "GLUE.",
+    )
+
+    @model_validator(mode="after")
+    def _one_loss(self) -> Self:
+        given = ("label_smoothing", "z_loss", "class_weights", "focal_gamma")
+        others = [name for name in given if getattr(self, name)]
+        if self.criterion is not None and others:
+            raise ValueError(f"criterion takes the place of the loss: no {', '.join(others)}")
+        return self
 
 
 @dataclass(frozen=True)
@@ -81,12 +100,13 @@ class ClassPrediction(Prediction):
         return self if count is None else replace(self, scores=dict(self.ranked()[:count]))
 
 
-class Classify(SentenceTask[ClassifyOptions, ClassPrediction], HasCertainty):
+class Classify(SentenceTask[ClassifyOptions, ClassPrediction], HasCertainty, TellsTruths):
     """A softmax over the classes."""
 
     name: ClassVar[str] = "classify"
     options_type: ClassVar[type[TaskOptions]] = ClassifyOptions
     best_by: ClassVar[str] = "accuracy"
+    metric_options: ClassVar[tuple[str, ...]] = (POSITIVE,)
     problem_type: ClassVar[str] = CLASSES
     #: How much an example of each class counts in the loss; None: all the same.
     weights: list[float] | None = None
@@ -103,26 +123,52 @@ class Classify(SentenceTask[ClassifyOptions, ClassPrediction], HasCertainty):
         """Choose the labels and their weights.
 
         Raises:
-            DataError: fewer than two labels, one that the recipe does not list, or a weight for a
-                label that does not exist.
+            DataError: fewer than two labels, one that the recipe does not list, or an option about
+                a label that does not exist.
         """
         self.labels = choose_labels(self.options.labels, records, "label", self._raw_labels)
         # A column that cannot be the one with the labels is refused.
-        count = len(self.labels)
+        count, column = len(self.labels), records.in_data("label")
         if count < 2:
             number = f"only one label, {self.labels[0]!r}" if self.labels else "no label"
             raise DataError(
-                f"{records.origin}, column 'label': {number}",
+                f"{records.origin}, column '{column}': {number}",
                 "A classifier needs at least two; is it the right column? (data.columns.label=...)",
             )
         # A mistaken column has nearly as many values as records.
         if count > 0.5 * len(records) and count > 20:
             raise DataError(
-                f"{records.origin}, column 'label': {count} different labels in "
+                f"{records.origin}, column '{column}': {count} different labels in "
                 f"{len(records)} records",
                 "That looks like a column of texts: data.columns.label=COLUMN names the right one.",
             )
+        if self.options.positive is not None and count != 2:
+            raise DataError(
+                f"task.positive: there are {count} labels, and f1 is the mean of theirs",
+                "Leave it out: it is for two labels. The report has the figures of each label.",
+            )
+        self.positive  # noqa: B018 - checks the option
         self.weights = self._class_weights(records)
+
+    @property
+    def positive(self) -> int:
+        """The number of the label that F1 is of, where there are two.
+
+        Raises:
+            DataError: no label has the name that the option gives.
+        """
+        if self.options.positive is None or len(self.labels) != 2:
+            return 1
+        self._check_label(POSITIVE, self.options.positive)
+        return self.labels.index(self.options.positive)
+
+    def _check_label(self, option: str, label: str) -> None:
+        """Raise a DataError where an option names a label that does not exist."""
+        if label not in self.labels:
+            raise DataError(
+                f"task.{option}: no label is called '{label}'",
+                f"{did_you_mean(label, self.labels)} There are: {', '.join(self.labels)}.",
+            )
 
     def _class_weights(self, records: Records) -> list[float] | None:
         """Return the weights of `class_weights`; for `auto` scikit-learn's "balanced".
@@ -135,11 +181,7 @@ class Classify(SentenceTask[ClassifyOptions, ClassPrediction], HasCertainty):
             return None
         if given != "auto":
             for label in given:
-                if label not in self.labels:
-                    raise DataError(
-                        f"task.class_weights: no label is called '{label}'",
-                        f"{did_you_mean(label, self.labels)} There are: {', '.join(self.labels)}.",
-                    )
+                self._check_label("class_weights", label)
             return [given.get(label, 1.0) for label in self.labels]
         # auto: by how often each label occurs.
         ids = numbered(self.labels)
@@ -155,6 +197,10 @@ class Classify(SentenceTask[ClassifyOptions, ClassPrediction], HasCertainty):
     @override
     def remarks(self, records: Records) -> Iterable[str]:
         yield from label_remarks(self.labels, self.options.labels, records, self._raw_labels)
+        if len(self.labels) == 2 and self.options.positive is None:
+            first, second = (in_line(brief(label)) for label in self.labels)
+            other = shlex.quote(f"task.positive={first}")
+            yield f"f1 is of the label '{second}'; of the other with {other}"
         # A table has scores as text, which may be labels: 1.5 of 5 stars.
         numbers = [as_number(label) for label in self.labels]
         if any(number % 1 for number in numbers) and not any(map(math.isnan, numbers)):
@@ -162,6 +208,13 @@ class Classify(SentenceTask[ClassifyOptions, ClassPrediction], HasCertainty):
                 "the labels are numbers with fractions: if they are scores, train "
                 "task.name=regress data.columns.score=label"
             )
+
+    @override
+    def check_target(self, records: Records, row: int) -> None:
+        (raw,) = self._raw_labels(records, row)
+        given = self.options.labels
+        if given is not None:
+            label_number(*(records, row, "label", raw, given), numbered(listed_labels(given)))
 
     @override
     def strata(self, records: Records) -> list[list[str]]:
@@ -192,6 +245,10 @@ class Classify(SentenceTask[ClassifyOptions, ClassPrediction], HasCertainty):
         the parts of a batch add up.
         """
         labels, options = batch.targets["label"], self.options
+        if options.criterion is not None:
+            from pretune.tasks.own_losses import own_loss  # few need it
+
+            return own_loss(options.criterion, outputs.float(), labels, labels != IGNORED)
         total, parts = cross_entropy(
             outputs,
             labels,
@@ -231,8 +288,9 @@ class Classify(SentenceTask[ClassifyOptions, ClassPrediction], HasCertainty):
         return answers
 
     @override
-    def certainty(self, outputs: Tensor, batch: PackedBatch) -> Tensor:
-        return outputs.float().log_softmax(-1).amax()
+    def certainty(self, outputs: Tensor, batch: PackedBatch, answered: Tensor) -> Tensor:
+        best = answered.argmax(-1, keepdim=True)
+        return outputs.float().log_softmax(-1).gather(-1, best).sum()
 
     # Scorer
 
@@ -266,13 +324,26 @@ class Classify(SentenceTask[ClassifyOptions, ClassPrediction], HasCertainty):
         return grade
 
     @override
+    def answers_and_truths(
+        self, outputs: Tensor, batch: PackedBatch
+    ) -> tuple[list[str], list[str | None]]:
+        """Return labels."""
+        answers = [self.labels[number] for number in outputs.argmax(-1).tolist()]
+        truths = batch.targets["label"].tolist()
+        return answers, [None if number == IGNORED else self.labels[number] for number in truths]
+
+    @override
+    def scores_and_targets(self, outputs: Tensor, batch: PackedBatch) -> tuple[Tensor, Tensor]:
+        return outputs.float().softmax(-1), batch.targets["label"]
+
+    @override
     def figures(self, sums: Array) -> dict[str, Array]:
         right, truth, predicted = np.split(sums[..., 2:], 3, axis=-1)
-        return {**super().figures(sums), **class_figures(right, truth, predicted)}
+        return {**super().figures(sums), **class_figures(right, truth, predicted, self.positive)}
 
     @override
     def metrics(self, features: Features | None = None) -> ClassificationMetrics:
-        return ClassificationMetrics(self.labels)
+        return ClassificationMetrics(self.labels, self.positive)
 
     # Described
 
@@ -290,10 +361,15 @@ class Classify(SentenceTask[ClassifyOptions, ClassPrediction], HasCertainty):
 
 
 class ClassificationMetrics:
-    """Accuracy, F1 and Matthews correlation from the confusion matrix."""
+    """Accuracy, F1 and Matthews correlation from the confusion matrix.
 
-    def __init__(self, labels: list[str]) -> None:
-        self.labels = labels
+    Args:
+        labels: of the model.
+        positive: the number of the label that F1 is of, where there are two.
+    """
+
+    def __init__(self, labels: list[str], positive: int = 1) -> None:
+        self.labels, self.positive = labels, positive
         #: `[C, C]` counts; rows are the truth, columns what was predicted.
         self.confusion: Array = np.zeros((len(labels), len(labels)), dtype=np.int64)
 
@@ -316,12 +392,15 @@ class ClassificationMetrics:
 
     def result(self) -> dict[str, float]:
         """Compute the figures of `class_figures`."""
-        return {name: float(value) for name, value in class_figures(*self._margins()).items()}
+        figures = class_figures(*self._margins(), self.positive)
+        return {name: float(value) for name, value in figures.items()}
 
     def details(self) -> dict[str, Any]:
-        """Return the confusion matrix and the figures of each class."""
+        """Return the confusion matrix, the figures of each class, and which of two F1 is of."""
+        named = {POSITIVE: self.labels[self.positive]} if len(self.labels) == 2 else {}
         return {
             "labels": self.labels,
             "confusion": self.confusion.tolist(),
             "per_class": class_table(self.labels, *self._margins()),
+            **named,
         }

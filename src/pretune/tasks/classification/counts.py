@@ -6,11 +6,21 @@ rightly; `truth`, how often it was the truth; `predicted`, how often it was pred
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from pretune.data.arrays import Array
+
+#: The key in the details of an evaluation for the class that F1 is of, where there are two.
+POSITIVE = "positive"
+
+
+def shown_figure(name: str, details: Mapping[str, Any]) -> str:
+    """Return the name of a figure for people: F1 of two classes is of one of them, `f1 (spam)`."""
+    positive = details.get(POSITIVE)
+    return f"{name} ({positive})" if name == "f1" and positive is not None else name
 
 
 def f1_scores(right: Array, truth: Array, predicted: Array) -> Array:
@@ -19,12 +29,14 @@ def f1_scores(right: Array, truth: Array, predicted: Array) -> Array:
     return scores
 
 
-def class_figures(right: Array, truth: Array, predicted: Array) -> dict[str, Array]:
+def class_figures(
+    right: Array, truth: Array, predicted: Array, positive: int = 1
+) -> dict[str, Array]:
     """Compute the figures of a classification into one of C classes.
 
-    Accuracy; F1, of class 1 where there are two classes, as in GLUE, and averaged over the classes
-    that occur where there are more; Matthews correlation, generalised to several classes (Gorodkin
-    2004).
+    Accuracy; F1, of the `positive` class where there are two, as in GLUE, and averaged over the
+    classes that occur where there are more; Matthews correlation, generalised to several classes
+    (Gorodkin 2004).
     """
     # F1: of classes that occur, as truth or prediction.
     f1, total, hits = f1_scores(right, truth, predicted), truth.sum(-1), right.sum(-1)
@@ -36,7 +48,7 @@ def class_figures(right: Array, truth: Array, predicted: Array) -> dict[str, Arr
     defined = variances > 0
     return {
         "accuracy": hits / np.maximum(total, 1),
-        "f1": f1[..., 1] if f1.shape[-1] == 2 else macro,
+        "f1": f1[..., positive] if f1.shape[-1] == 2 else macro,
         "mcc": np.where(defined, covariance / np.sqrt(np.where(defined, variances, 1)), 0.0),
     }
 

@@ -24,7 +24,7 @@ from pretune.tasks.certainty import HasCertainty
 from pretune.tasks.classification.counts import class_table, label_figures
 from pretune.tasks.classification.label_lists import count_flags, flag, is_number, parse_list
 from pretune.tasks.distillation.teachable import Comparison, compare_flags
-from pretune.tasks.grading import Decision, EachLoss, Grade, Mistake
+from pretune.tasks.grading import Decision, EachLoss, Grade, Mistake, TellsTruths
 from pretune.tasks.labels import (
     LabelNames,
     LabelText,
@@ -97,7 +97,9 @@ class LabelsPrediction(Prediction):
         return self.labels
 
 
-class Multilabel(SentenceTask[MultilabelOptions, LabelsPrediction], Calibrated, HasCertainty):
+class Multilabel(
+    SentenceTask[MultilabelOptions, LabelsPrediction], Calibrated, HasCertainty, TellsTruths
+):
     """A yes or no for each of K labels."""
 
     name: ClassVar[str] = "multilabel"
@@ -138,7 +140,7 @@ class Multilabel(SentenceTask[MultilabelOptions, LabelsPrediction], Calibrated, 
         self.labels = choose_labels(given, records, "labels", self.raw_labels)
         if not self.labels:
             raise DataError(
-                f"{records.origin}, column 'labels': no record has a label",
+                f"{records.origin}, column '{records.in_data('labels')}': no record has a label",
                 "Is it the right column? (data.columns.labels=COLUMN)",
             )
         self.thresholds = [0.5] * len(self.labels)
@@ -153,8 +155,8 @@ class Multilabel(SentenceTask[MultilabelOptions, LabelsPrediction], Calibrated, 
         given = self.options.labels
         if width is not None and given is not None and len(given) != width:
             raise DataError(
-                f"{records.origin}, column 'labels': lists of {width} numbers 0 or 1, but "
-                f"task.labels has {len(given)} labels",
+                f"{records.origin}, column '{records.in_data('labels')}': lists of {width} numbers "
+                f"0 or 1, but task.labels has {len(given)} labels",
                 "Give one for each number, in their order.",
             )
         return width
@@ -270,6 +272,10 @@ class Multilabel(SentenceTask[MultilabelOptions, LabelsPrediction], Calibrated, 
                 return
 
     @override
+    def check_target(self, records: Records, row: int) -> None:
+        self.raw_labels(records, row)
+
+    @override
     def strata(self, records: Records) -> list[list[str]]:
         # How labels are written shows in all records together.
         task = type(self)(self.options)
@@ -299,6 +305,10 @@ class Multilabel(SentenceTask[MultilabelOptions, LabelsPrediction], Calibrated, 
         """Compute the binary cross-entropy; its terms are sequences times labels."""
         truth, logits = batch.targets["labels"].float(), outputs.float()
         count = truth.numel()
+        if (name := self.options.criterion) is not None:
+            from pretune.tasks.own_losses import own_loss  # few need it
+
+            return own_loss(name, logits, truth, _known(batch))
         if self.unlabelled:
             known = _known(batch)
             truth, logits = truth[known], logits[known]
@@ -345,10 +355,10 @@ class Multilabel(SentenceTask[MultilabelOptions, LabelsPrediction], Calibrated, 
         return answers
 
     @override
-    def certainty(self, outputs: Tensor, batch: PackedBatch) -> Tensor:
+    def certainty(self, outputs: Tensor, batch: PackedBatch, answered: Tensor) -> Tensor:
         """Return the log-probability of all labels that are given, and of none of the others."""
         logits = outputs.float()
-        given = logits.sigmoid() >= logits.new_tensor(self.thresholds)
+        given = answered.float().sigmoid() >= logits.new_tensor(self.thresholds)
         return F.logsigmoid(torch.where(given, logits, -logits)).sum()
 
     # Scorer
@@ -390,6 +400,22 @@ class Multilabel(SentenceTask[MultilabelOptions, LabelsPrediction], Calibrated, 
             )
 
         return grade
+
+    @override
+    def answers_and_truths(
+        self, outputs: Tensor, batch: PackedBatch
+    ) -> tuple[list[list[str]], list[list[str] | None]]:
+        """Return lists of labels, in the model's order."""
+        known, flags = _known(batch).tolist(), batch.targets["labels"].tolist()
+        truths = [
+            [*itertools.compress(self.labels, row)] if has else None
+            for has, row in zip(known, flags, strict=True)
+        ]
+        return [answer.labels for answer in self.predict(outputs, batch)], truths
+
+    @override
+    def scores_and_targets(self, outputs: Tensor, batch: PackedBatch) -> tuple[Tensor, Tensor]:
+        return outputs.float().sigmoid(), batch.targets["labels"].long()
 
     @override
     def figures(self, sums: Array) -> dict[str, Array]:

@@ -22,7 +22,7 @@ from pretune.data.batch import Feature, Features, PackedBatch, Selection, Skippe
 from pretune.data.readers.conversations import FORMS, MESSAGES, messages_of, with_messages
 from pretune.data.records import Records
 from pretune.decoding.continuations import Generation, Prompt
-from pretune.decoding.sampling import Decoding
+from pretune.decoding.decoding import Decoding
 from pretune.decoding.writer import Writer
 from pretune.errors import DataError, describe_value
 from pretune.models.backbone import Backbone
@@ -99,6 +99,11 @@ class Dialogue(Task[R, ReplyPrediction], UsesTokenizer, WritesAnswers, Teachable
     def bind(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self.layout(tokenizer)  # raises if the tokenizer cannot lay out conversations
+
+    @override
+    def check(self, records: Records, row: int, *, with_targets: bool) -> None:
+        if not self.without_text(records.rows[row], with_targets=with_targets):
+            self.messages(records, row)
 
     @override
     def texts(self, records: Records) -> Iterator[str]:

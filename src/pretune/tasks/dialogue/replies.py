@@ -12,7 +12,7 @@ from typing_extensions import override
 
 from pretune.data.batch import Features, FeatureSet, PackedBatch, Selection
 from pretune.decoding.continuations import Generation
-from pretune.decoding.sampling import Decoding
+from pretune.decoding.decoding import Decoding
 from pretune.models.heads.vocabulary import Scores
 from pretune.tasks.base import Prediction
 from pretune.tasks.losses import CrossEntropyOptions, perplexity

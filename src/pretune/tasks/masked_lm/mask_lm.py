@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice, pairwise, product
+from itertools import islice, product
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
-import torch
 import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
@@ -18,27 +16,19 @@ from typing_extensions import override
 from pretune.corpus.store import StoredDocuments
 from pretune.data.arrays import Array
 from pretune.data.batch import Feature, Features, PackedBatch, Selection
-from pretune.data.masking import NOT_MASKED, MaskRule, MaskVocabulary, draw_masks, segmenter
+from pretune.data.masking import NOT_MASKED, segmenter
 from pretune.data.records import Records
-from pretune.data.sentence_pairs import (
-    PairMaker,
-    RecordDocuments,
-    SentenceTokens,
-    tokenize_sentences,
-)
-from pretune.errors import CheckpointError, DataError
+from pretune.data.sentence_pairs import PairMaker, RecordDocuments, SentenceTokens
+from pretune.errors import DataError
 from pretune.models.backbone import Backbone
 from pretune.models.families import build_head
 from pretune.models.heads.language import PreTrainingOutput
 from pretune.models.heads.vocabulary import Scores
 from pretune.tasks.base import (
-    DrawsAnew,
     Loss,
     Prediction,
-    ReadsCorpus,
     Task,
     TaskOptions,
-    UsesTokenizer,
     published_architecture,
     usual_length,
 )
@@ -46,23 +36,34 @@ from pretune.tasks.certainty import HasCertainty
 from pretune.tasks.distillation.teachable import TeachableTokens
 from pretune.tasks.grading import EachLoss
 from pretune.tasks.losses import CrossEntropyOptions, perplexity, token_losses, with_perplexity
-from pretune.tasks.masked_lm.corpus_sequences import (
-    CorpusTokens,
-    block_features,
-    continuation_tokens,
-    pair_features,
+from pretune.tasks.masked_lm.corpus_sequences import pair_features
+from pretune.tasks.masked_lm.masked_sequences import (
+    MASKED,
+    PAIR_LABEL,
+    AsMask,
+    AsRandom,
+    FindsWords,
+    MaskShare,
+    MasksSequences,
+    MaskUnit,
+    SpanMax,
+    SpanP,
+    check_masks,
+    required,
 )
 from pretune.text.sentence_ends import sentence_spans
 from pretune.tokenizers.tokenizer import Encoded, Tokenizer
 
-#: Target of each token: the token to guess there, `NOT_MASKED`, or `UNKNOWN`.
-MASKED = "masked"
 #: In `MASKED`: a gap whose token nobody knows.
 UNKNOWN = -2
-#: Target of a pair: 1 if its second segment is not the one that follows the first, else 0.
-PAIR_LABEL = "next"
-#: Target of each token, removed when masks are drawn: the number of its word.
-WORDS = "words"
+#: What stands for a missing word, whatever the mask token of a vocabulary is.
+GAP = "[MASK]"
+#: How transformers' classes with two pre-training heads were trained on pairs.
+_PAIRS: dict[str, Literal["nsp", "sop"]] = {
+    "BertForPreTraining": "nsp",
+    "ErnieForPreTraining": "nsp",
+    "AlbertForPreTraining": "sop",
+}
 #: Tokens of the shortest pair: one of each segment, and the special ones.
 MIN_PAIR_TOKENS = 5
 
@@ -78,29 +79,13 @@ class MaskLmOptions(CrossEntropyOptions):
         "mask_lm", description="Guess masked tokens: BERT's pre-training, and filling gaps."
     )
     top_k: int = Field(5, ge=1, le=1000, description="How many candidates to give for each gap.")
-    mask: Literal["tokens", "words", "spans"] = Field(
-        "tokens",
-        description="What is masked together: single tokens, whole words, or spans of words "
-        "(SpanBERT).",
-    )
-    mask_share: float = Field(
-        0.15, gt=0, le=1, description="The share of tokens (or words) to be guessed."
-    )
-    as_mask: float = Field(
-        0.8, ge=0, le=1, description="The share of those that become the mask token."
-    )
-    as_random: float = Field(
-        0.1, ge=0, le=1, description="The share that become a random token; the rest stay."
-    )
-    words: Literal["tokenizer", "jieba"] = Field(
-        "tokenizer",
-        description="What finds words for masks of words and spans; jieba finds Chinese ones too "
-        "(extra: zh).",
-    )
-    span_p: float = Field(
-        0.2, gt=0, lt=1, description="spans: of the geometric distribution of their length."
-    )
-    span_max: int = Field(10, ge=1, description="spans: the longest, in words.")
+    mask: MaskUnit = "tokens"
+    mask_share: MaskShare = 0.15
+    as_mask: AsMask = 0.8
+    as_random: AsRandom = 0.1
+    words: FindsWords = "tokenizer"
+    span_p: SpanP = 0.2
+    span_max: SpanMax = 10
     next: Literal["none", "nsp", "sop"] = Field(
         "none",
         description="A second thing to learn, from pairs of segments: nsp: does the second follow "
@@ -120,10 +105,7 @@ class MaskLmOptions(CrossEntropyOptions):
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
-        if self.as_mask + self.as_random > 1 + 1e-9:
-            raise ValueError("as_mask and as_random are shares of a whole: together at most 1")
-        if self.words == "jieba" and self.mask == "tokens":
-            raise ValueError("words: jieba is for mask: words or mask: spans")
+        check_masks(self)
         if self.next != "none" and self.max_length < MIN_PAIR_TOKENS:
             raise ValueError(f"pairs need max_length: {MIN_PAIR_TOKENS} or more")
         return self
@@ -157,14 +139,7 @@ class MaskPrediction(Prediction):
         return replace(self, gaps=tuple(gap[:count] for gap in self.gaps))
 
 
-class MaskLm(
-    Task[MaskLmOptions, MaskPrediction],
-    DrawsAnew,
-    HasCertainty,
-    ReadsCorpus,
-    UsesTokenizer,
-    TeachableTokens,
-):
+class MaskLm(Task[MaskLmOptions, MaskPrediction], MasksSequences, HasCertainty, TeachableTokens):
     """Fills gaps; trained as BERT was (Devlin et al. 2019, section 3.1).
 
     Evaluated on masks drawn as in training, or by pseudo-perplexity (Salazar et al. 2020, equation
@@ -174,35 +149,18 @@ class MaskLm(
     name: ClassVar[str] = "mask_lm"
     options_type: ClassVar[type[TaskOptions]] = MaskLmOptions
     best_by: ClassVar[str] = "loss"
-    inputs: ClassVar[dict[str, str]] = {"text": "the text, with [MASK] for each gap"}
-
-    def __init__(self, options: MaskLmOptions) -> None:
-        super().__init__(options)
-        self._tokenizer: Tokenizer | None = None
-        self._vocabulary: MaskVocabulary | None = None
+    inputs: ClassVar[dict[str, str]] = {"text": f"the text, with {GAP} for each gap"}
 
     # Preprocessor: texts and prepared corpora to sequences.
-
-    @override
-    def bind(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer, self._vocabulary = tokenizer, None
-
-    @property
-    def vocabulary(self) -> MaskVocabulary:
-        """The tokens that masks are made of; a CheckpointError if the tokenizer has no mask."""
-        if self._vocabulary is None:
-            self._vocabulary = MaskVocabulary.of(self._bound)
-        return self._vocabulary
-
-    @property
-    def _bound(self) -> Tokenizer:
-        assert self._tokenizer is not None  # noqa: S101 - whoever loads a model binds it
-        return self._tokenizer
 
     @override
     def segments(self, tokenizer: Tokenizer) -> int:
         """At least one for each segment of a pair, whatever the tokenizer does with pairs."""
         return max(super().segments(tokenizer), 1 if self.options.next == "none" else 2)
+
+    @override
+    def check(self, records: Records, row: int, *, with_targets: bool) -> None:
+        records.text(row, "text")
 
     @override
     def fit(self, records: Records) -> None:
@@ -228,20 +186,18 @@ class MaskLm(
         Those are pairs of segments of a document; or, without `next`, blocks of equal size that
         make up the document and do not reach into another.
         """
-        self.bind(tokenizer)
         if with_targets:
-            made = (self._sequence(*own) for own in self._segments(records, rows, tokenizer))
-            # Where all tokens are special none can be masked.
-            yield from (f for f in made if not self.vocabulary.special[f.tokens].all())
+            yield from self.masked_features(records, rows, tokenizer)
             return
-        mask = _required(tokenizer, "mask_token")
-        for row, encoded in self._whole_texts(records, rows, tokenizer):
+        self.bind(tokenizer)
+        mask = required(tokenizer, "mask_token")
+        for row, encoded in self._whole_texts(records, rows, tokenizer, gaps=True):
             gaps = [UNKNOWN if token == mask else NOT_MASKED for token in encoded.ids]
             if UNKNOWN not in gaps:
                 cut = f" in the first {self.options.max_length} tokens" if encoded.truncated else ""
                 raise DataError(
-                    f"{records.where(row, 'text')}: no [MASK]{cut}",
-                    "Write [MASK] where a word is missing.",
+                    f"{records.where(row, 'text')}: no {GAP}{cut}",
+                    f"Write {GAP} where a word is missing.",
                 )
             yield Feature(encoded.ids, encoded.segments, {MASKED: gaps}, row, encoded.truncated)
 
@@ -266,28 +222,26 @@ class MaskLm(
                 yield Feature(masked, encoded.segments, labels, row, encoded.truncated)
 
     def _whole_texts(
-        self, records: Records, rows: range, tokenizer: Tokenizer
+        self, records: Records, rows: range, tokenizer: Tokenizer, *, gaps: bool = False
     ) -> Iterator[tuple[int, Encoded]]:
-        """Records with their texts, each one sequence."""
+        """Records with their texts, each one sequence; `gaps` may have BERT's name."""
         texts = [records.text(row, "text") for row in rows]
+        # Whoever knows a model of another vocabulary may write its own mask token all the same.
+        if gaps and tokenizer.engine.token_to_id(GAP) is None:
+            texts = [text.replace(GAP, tokenizer.special["mask_token"]) for text in texts]
         encoded = tokenizer.encode(texts, max_length=self.options.max_length)
         return zip(rows, encoded, strict=True)
 
-    def _segments(
+    @override
+    def segments_of(
         self, records: Records, rows: range, tokenizer: Tokenizer
     ) -> Iterator[tuple[list[SentenceTokens], int, int | None]]:
-        """The segments of each sequence, its record, and the label of a pair."""
+        """Yield blocks; or pairs of segments, where each copy of the data is split into others."""
         options = self.options
-        segment = segmenter(options.words)
-        # As few blocks as possible, all equally long, so that none is a mere stub.
         if options.next == "none":
-            texts = [records.text(row, "text") for row in rows]
-            tokens = tokenize_sentences(texts, tokenizer, segment)
-            for row, whole in zip(rows, tokens, strict=True):
-                count = -(-len(whole) // (options.max_length - 2))
-                edges = [len(whole) * i // max(count, 1) for i in range(count + 1)]
-                yield from (([whole[a:b]], row, None) for a, b in pairwise(edges))
+            yield from super().segments_of(records, rows, tokenizer)
             return
+        segment = segmenter(options.words)
         # Pairs of segments; each copy of the data is split into others.
         maker = PairMaker(RecordDocuments(records, tokenizer, segment), **self._pair_options)
         for row, copy in product(rows, range(options.dupe)):
@@ -299,21 +253,6 @@ class MaskLm(
         """Options of `PairMaker`; of the maximum length 3 tokens are special."""
         options = self.options
         return {"kind": options.next, "room": options.max_length - 3, "short": options.short_share}
-
-    def _sequence(self, parts: list[SentenceTokens], row: int, label: int | None) -> Feature:
-        """`[CLS] a [SEP]` or `[CLS] a [SEP] b [SEP]` of one segment or two."""
-        first, end = _required(self._bound, "cls_token"), _required(self._bound, "sep_token")
-        ids = np.concatenate([[first], *(x for part in parts for x in (part.ids, [end]))])
-        # [CLS] belongs to the first segment, each [SEP] to the one before it.
-        lengths = [len(part) + 1 for part in parts]
-        segments = np.repeat(np.arange(len(parts)), [lengths[0] + 1, *lengths[1:]])
-        targets: dict[str, Any] = {} if label is None else {PAIR_LABEL: label}
-        if self.options.mask != "tokens":
-            # A special token belongs to no word, and separates the words around it.
-            between = np.array([-1], dtype=np.int32)
-            numbers = (x for part in parts for x in (part.words, between))
-            targets[WORDS] = np.concatenate([between, *numbers])
-        return Feature(ids.tolist(), segments.tolist(), targets, row)
 
     @override
     def stored_features(
@@ -330,46 +269,18 @@ class MaskLm(
             DataError: `evaluate` is `each`, the tokens do not show where words begin, or no
                 document has two sentences.
         """
-        options = self.options
-        if evaluation and options.evaluate == "each":
+        if evaluation and self.options.evaluate == "each":
             raise DataError(
                 f"{documents.origin}: task.evaluate=each reads texts, not a prepared corpus",
                 "Give it texts with data.validation=FILE, or set task.evaluate=masked.",
             )
-        self.bind(tokenizer)
-        continues = None
-        if options.mask != "tokens":
-            continues = continuation_tokens(documents, tokenizer, options.words)
-        tokens = CorpusTokens(documents, tokenizer.special_id("unk_token"), continues)
-        key = f"mask_lm {options.model_dump_json()} {documents.fingerprint()}"
-        digest = hashlib.sha256(key.encode()).hexdigest()
-        if options.next == "none":
-            return block_features(tokens, options.max_length - 2, self._sequence, digest, progress)
+        if self.options.next == "none":
+            return super().stored_features(
+                documents, tokenizer, evaluation=evaluation, progress=progress
+            )
+        tokens, digest = self.corpus_tokens(documents, tokenizer)
         maker = PairMaker(documents, **self._pair_options)
-        return pair_features(tokens, maker, options.dupe, self._sequence, digest, progress)
-
-    @override
-    def augment(self, batch: PackedBatch, seed: int, epoch: int) -> PackedBatch:
-        """Draw the masks of a batch that has none."""
-        if MASKED in batch.targets:
-            return batch
-        words, options = batch.targets.get(WORDS), self.options
-        drawn = draw_masks(
-            batch.tokens.numpy(),
-            np.array(batch.layout.lengths, dtype=np.int64),
-            batch.index.numpy(),
-            None if words is None else words.numpy(),
-            MaskRule(
-                *(options.mask, options.mask_share, options.as_mask, options.as_random),
-                *(options.span_p, options.span_max),
-            ),
-            self.vocabulary,
-            seed=seed,
-            epoch=epoch,
-        )
-        targets = {name: value for name, value in batch.targets.items() if name != WORDS}
-        targets[MASKED] = torch.from_numpy(drawn.labels)
-        return replace(batch, tokens=torch.from_numpy(drawn.tokens), targets=targets)
+        return pair_features(tokens, maker, self.options.dupe, self.sequence, digest, progress)
 
     # Head: BERT's output layer; for `next` also a linear map on the pooled output.
 
@@ -437,7 +348,7 @@ class MaskLm(
         logits = outputs.float()
         scores, ids = logits.softmax(-1).topk(min(self.options.top_k, logits.shape[-1]))
         gaps = (
-            tuple(map(Candidate, self._bound.tokens(row), row_scores))
+            tuple(map(Candidate, self.bound.tokens(row), row_scores))
             for row, row_scores in zip(ids.tolist(), scores.tolist(), strict=True)
         )
         # Give each sequence its own.
@@ -445,10 +356,14 @@ class MaskLm(
         return [MaskPrediction(tuple(islice(gaps, count))) for count in counts]
 
     @override
-    def certainty(self, outputs: MaskLmOutputs, batch: PackedBatch) -> Tensor:
+    def certainty(
+        self, outputs: MaskLmOutputs, batch: PackedBatch, answered: MaskLmOutputs
+    ) -> Tensor:
         """Return the log-probability of the likeliest token of each gap."""
         assert isinstance(outputs, Tensor)  # noqa: S101 - there are gaps
-        return outputs.float().log_softmax(-1).amax(-1).sum()
+        assert isinstance(answered, Tensor)  # noqa: S101
+        best = answered.argmax(-1, keepdim=True)
+        return outputs.float().log_softmax(-1).gather(-1, best).sum()
 
     @override
     def combine(self, parts: Sequence[MaskPrediction], record: Mapping[str, Any]) -> MaskPrediction:
@@ -486,14 +401,13 @@ class MaskLm(
     @classmethod
     @override
     def from_config(cls, config: Mapping[str, Any]) -> Self | None:
-        """The task of a `...ForMaskedLM` or `...ForPreTraining` of transformers."""
+        """The task of a `...ForMaskedLM` of transformers, or of a class in `_PAIRS`."""
         architecture = published_architecture(config)
-        if not architecture.endswith(("ForMaskedLM", "ForPreTraining")):
+        if not architecture.endswith("ForMaskedLM") and architecture not in _PAIRS:
             return None
         length = usual_length(config, 512)
-        # Only BERT's pretraining head has pairs like ours.
-        both = architecture == "BertForPreTraining" and length >= MIN_PAIR_TOKENS
-        pairs: Literal["nsp", "none"] = "nsp" if both else "none"
+        both = length >= MIN_PAIR_TOKENS
+        pairs = _PAIRS.get(architecture, "none") if both else "none"
         return cls(MaskLmOptions(max_length=length, next=pairs, evaluate="each"))
 
 
@@ -503,17 +417,6 @@ def token_scores(outputs: MaskLmOutputs) -> Scores:
     if isinstance(scores, Tensor):
         raise ValueError("gaps whose token nobody knows can be filled, not scored")
     return scores
-
-
-def _required(tokenizer: Tokenizer, name: str) -> int:
-    """The id of a special token; a CheckpointError if the tokenizer has none."""
-    token = tokenizer.special_id(name)
-    if token is None:
-        raise CheckpointError(
-            f"the tokenizer has no {name.replace('_', ' ')}",
-            "Only models of BERT's kind fill masks.",
-        )
-    return token
 
 
 class MaskLmMetrics:

@@ -30,7 +30,7 @@ from pretune.tasks.base import (
     usual_length,
 )
 from pretune.tasks.certainty import HasCertainty
-from pretune.tasks.grading import Decision, EachLoss, Grade, Mistake
+from pretune.tasks.grading import Decision, EachLoss, Grade, Mistake, TellsTruths
 from pretune.tasks.labels import as_number
 from pretune.tokenizers.tokenizer import Tokenizer
 
@@ -71,7 +71,7 @@ class ChoicePrediction(Prediction):
         return sorted(choices, key=lambda item: -item[1])
 
 
-class Choose(Task[ChooseOptions, ChoicePrediction], HasCertainty):
+class Choose(Task[ChooseOptions, ChoicePrediction], HasCertainty, TellsTruths):
     """One score per choice, and a softmax over an example's choices (Radford et al. 2018, 3.3).
 
     Each choice is a sequence, `[CLS] context [SEP] stem choice [SEP]`; the sequences of an example
@@ -127,6 +127,16 @@ class Choose(Task[ChooseOptions, ChoicePrediction], HasCertainty):
                     "Correct or remove the record; only choices at the end may be missing.",
                 )
         return values
+
+    @override
+    def check(self, records: Records, row: int, *, with_targets: bool) -> None:
+        if self.without_text(records.rows[row], with_targets=with_targets):
+            return
+        for column in ("context", *(["stem"] if self.options.stem else [])):
+            records.text(row, column)
+        count = len(self.choices(records, row))
+        if with_targets:
+            self._label(records, row, count)
 
     def _label(self, records: Records, row: int, count: int) -> int:
         """Return the number of the right one of `count` choices."""
@@ -192,8 +202,9 @@ class Choose(Task[ChooseOptions, ChoicePrediction], HasCertainty):
         return [ChoicePrediction(row.index(max(row)), max(row), row) for row in each]
 
     @override
-    def certainty(self, outputs: Tensor, batch: PackedBatch) -> Tensor:
-        return by_example(outputs, batch).log_softmax(-1).amax()
+    def certainty(self, outputs: Tensor, batch: PackedBatch, answered: Tensor) -> Tensor:
+        best = by_example(answered, batch).argmax(-1, keepdim=True)
+        return by_example(outputs, batch).log_softmax(-1).gather(-1, best).sum()
 
     # Scorer
 
@@ -220,6 +231,17 @@ class Choose(Task[ChooseOptions, ChoicePrediction], HasCertainty):
             )
 
         return grade
+
+    @override
+    def answers_and_truths(
+        self, outputs: Tensor, batch: PackedBatch
+    ) -> tuple[list[int], list[int]]:
+        """Return the numbers of choices, from 0."""
+        return by_example(outputs, batch).argmax(-1).tolist(), batch.targets["label"].tolist()
+
+    @override
+    def scores_and_targets(self, outputs: Tensor, batch: PackedBatch) -> tuple[Tensor, Tensor]:
+        return by_example(outputs, batch).softmax(-1), batch.targets["label"]
 
     @override
     def figures(self, sums: Array) -> dict[str, Array]:

@@ -85,10 +85,16 @@ class AnswerOptions(TaskOptions):
     def _room(self) -> Self:
         room = self.max_length - self.max_question_length - SPECIAL
         if room <= self.doc_stride:
+            # Where no token is left, no doc_stride would do.
+            way_out = (
+                f"doc_stride must be less (it is {self.doc_stride})"
+                if room > 0
+                else "max_length must be more, or max_question_length less"
+            )
             raise ValueError(
                 f"with max_length: {self.max_length} and max_question_length: "
-                f"{self.max_question_length} a window has room for {room} tokens of the passage, "
-                f"so doc_stride must be less (it is {self.doc_stride})"
+                f"{self.max_question_length} a window has room for {max(room, 0)} tokens of the "
+                f"passage, so {way_out}"
             )
         if self.no_answer and self.match == "characters":
             raise ValueError("match: characters is CMRC 2018's, where every question has an answer")
@@ -244,6 +250,24 @@ class Answerer(
                 cut = len(ids) > self.options.max_question_length
                 yield Feature(tokens, segments, targets, row, cut)  # type: ignore[arg-type]
 
+    @override
+    def check(self, records: Records, row: int, *, with_targets: bool) -> None:
+        for column in self.inputs:
+            records.text(row, column)
+        if with_targets and not self.without_text(records.rows[row], with_targets=True):
+            self._right_answers(records, row)
+
+    def _right_answers(self, records: Records, row: int) -> list[Answer]:
+        """Return the right answers of a record; a DataError where it must have one and has none."""
+        where = records.where(row, "answers")
+        answers = windows.right_answers(records.rows[row], where)
+        if not answers and not self.options.no_answer:
+            raise DataError(
+                f"{where}: the question has no answer there",
+                "task.no_answer=true is for such data (SQuAD 2.0); or remove the record.",
+            )
+        return answers
+
     def _answer_tokens(
         self, records: Records, row: int, passage: Passage
     ) -> tuple[int, int] | Skipped:
@@ -252,14 +276,8 @@ class Answerer(
         Raises:
             DataError: the answers are none, or there is none and `no_answer` is not set.
         """
-        where = records.where(row, "answers")
-        answers = windows.right_answers(records.rows[row], where)
+        answers = self._right_answers(records, row)
         if not answers:
-            if not self.options.no_answer:
-                raise DataError(
-                    f"{where}: the question has no answer there",
-                    "task.no_answer=true is for such data (SQuAD 2.0); or remove the record.",
-                )
             return 0, -1
         # The first answer that stands where its `answer_start` says.
         context = records.text(row, "context")
@@ -356,10 +374,13 @@ class Answerer(
         )
 
     @override
-    def certainty(self, outputs: Tensor, batch: PackedBatch) -> Tensor:
+    def certainty(self, outputs: Tensor, batch: PackedBatch, answered: Tensor) -> Tensor:
         """Return the logits of the likeliest first and last token, by which windows compete."""
         passage = windows.allowed(batch) & (batch.positions > 0)
-        return outputs.float()[passage].amax(0).sum()
+        if not passage.any():  # a window without passage competes with none
+            return outputs.new_zeros(())
+        ends = answered[passage].argmax(0, keepdim=True)
+        return outputs.float()[passage].gather(0, ends).sum()
 
     @override
     def combine(self, parts: Sequence[WindowSpans], record: Mapping[str, Any]) -> AnswerPrediction:

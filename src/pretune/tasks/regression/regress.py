@@ -20,7 +20,7 @@ from pretune.errors import DataError
 from pretune.tasks.base import Loss, Metrics, Prediction, TaskOptions
 from pretune.tasks.certainty import HasCertainty
 from pretune.tasks.distillation.teachable import Comparison
-from pretune.tasks.grading import EachLoss, Grade
+from pretune.tasks.grading import EachLoss, Grade, TellsTruths
 from pretune.tasks.labels import as_number
 from pretune.tasks.sentences import SCORE, SentenceOptions, SentenceTask
 
@@ -43,7 +43,7 @@ class ScorePrediction(Prediction):
     score: float
 
 
-class Regress(SentenceTask[RegressOptions, ScorePrediction], HasCertainty):
+class Regress(SentenceTask[RegressOptions, ScorePrediction], HasCertainty, TellsTruths):
     """The mean squared error of one output.
 
     Scores are learned as they are, not standardised: what is saved is what was trained, so
@@ -78,7 +78,8 @@ class Regress(SentenceTask[RegressOptions, ScorePrediction], HasCertainty):
         scores = [self._score(records, row) for row in range(len(records))]
         if len(scores) > 1 and len(set(scores)) == 1:
             raise DataError(
-                f"{records.origin}, column 'score': every score is {scores[0]:g}",
+                f"{records.origin}, column '{records.in_data('score')}': every score is "
+                f"{scores[0]:g}",
                 "There is nothing to learn; is it the right column? (data.columns.score=...)",
             )
         largest = max(range(len(scores)), key=lambda row: abs(scores[row]))
@@ -88,6 +89,10 @@ class Regress(SentenceTask[RegressOptions, ScorePrediction], HasCertainty):
                 f"reach for a model that starts at 0 (the limit is {MAX_SCORE:g})",
                 "Give the scores in another unit, e.g. in thousands, or their logarithm.",
             )
+
+    @override
+    def check_target(self, records: Records, row: int) -> None:
+        self._score(records, row)
 
     def _score(self, records: Records, row: int) -> float:
         value: Any = records.rows[row].get("score")
@@ -110,6 +115,10 @@ class Regress(SentenceTask[RegressOptions, ScorePrediction], HasCertainty):
     def loss(self, outputs: Tensor, batch: PackedBatch) -> Loss:
         """Compute the squared error, counted in sequences."""
         scores = batch.targets["score"]
+        if (name := self.options.criterion) is not None:
+            from pretune.tasks.own_losses import own_loss  # few need it
+
+            return own_loss(name, outputs[:, 0].float(), scores, ~scores.isnan())
         errors = outputs[:, 0].float() - scores
         if self.unlabelled:
             errors = errors[~scores.isnan()]
@@ -141,7 +150,7 @@ class Regress(SentenceTask[RegressOptions, ScorePrediction], HasCertainty):
         return [ScorePrediction(score) for score in outputs[:, 0].float().tolist()]
 
     @override
-    def certainty(self, outputs: Tensor, batch: PackedBatch) -> Tensor:
+    def certainty(self, outputs: Tensor, batch: PackedBatch, answered: Tensor) -> Tensor:
         return outputs.float().sum()
 
     # Scorer
@@ -160,6 +169,19 @@ class Regress(SentenceTask[RegressOptions, ScorePrediction], HasCertainty):
             return Grade(truth=f"{y:g}", answer=f"{x:.4f}", counts=counts)
 
         return grade
+
+    @override
+    def answers_and_truths(
+        self, outputs: Tensor, batch: PackedBatch
+    ) -> tuple[list[float], list[float | None]]:
+        """Return scores."""
+        truths = batch.targets["score"].tolist()
+        answers: list[float] = outputs[:, 0].float().tolist()
+        return answers, [None if math.isnan(score) else score for score in truths]
+
+    @override
+    def scores_and_targets(self, outputs: Tensor, batch: PackedBatch) -> tuple[Tensor, Tensor]:
+        return outputs[:, 0].float(), batch.targets["score"].float()
 
     @override
     def figures(self, sums: Array) -> dict[str, Array]:

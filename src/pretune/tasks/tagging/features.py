@@ -13,7 +13,7 @@ from tokenizers import Encoding
 from pretune.data.arrays import Array
 from pretune.data.records import Records
 from pretune.errors import DataError
-from pretune.tokenizers.tokenizer import Tokenizer
+from pretune.tokenizers.tokenizer import Tokenizer, tokens_around
 
 #: Targets of a token: the word of its sentence that begins there, -1 if none that counts in the
 #: window does; and the label of that word.
@@ -202,7 +202,5 @@ def tokens_by_word(
 
 def special_tokens(tokenizer: Tokenizer) -> tuple[Array, Array]:
     """Return what the tokenizer puts before a text and after it, such as `[CLS]` and `[SEP]`."""
-    example = tokenizer.engine.encode("a")
-    ids = np.array(example.ids, dtype=np.int32)
-    own = [i for i, source in enumerate(example.sequence_ids) if source == 0]
-    return ids[: own[0]], ids[own[-1] + 1 :]
+    before, after = (np.array(ids, dtype=np.int32) for ids in tokens_around(tokenizer))
+    return before, after

@@ -27,6 +27,7 @@ from pretune.tasks.base import (
     ReadsWindows,
     Task,
     TaskOptions,
+    UsesTokenizer,
     usual_length,
 )
 from pretune.tasks.certainty import HasCertainty
@@ -54,6 +55,7 @@ from pretune.tasks.tagging.features import (
     words_of,
 )
 from pretune.tasks.tagging.schemes import OUTSIDE, EntitySpan, Scheme, spans, split_tag, types_of
+from pretune.tokenizers.engines import space_before_words
 from pretune.tokenizers.tokenizer import Tokenizer
 
 
@@ -151,7 +153,7 @@ class TagPrediction(Prediction):
         return [(f"{e.text}  {e.type}  [{e.start}:{e.end}]", e.score) for e in self.entities]
 
 
-class Tagger(Task[TagOptions, TagPrediction], HasCertainty, ReadsWindows, Teachable):
+class Tagger(Task[TagOptions, TagPrediction], HasCertainty, ReadsWindows, Teachable, UsesTokenizer):
     """A label for the first token of each word (BERT, section 5.3); other tokens have none.
     In some data, such as Chinese ones, every character is a word (`characters`).
     """
@@ -179,6 +181,21 @@ class Tagger(Task[TagOptions, TagPrediction], HasCertainty, ReadsWindows, Teacha
     # Preprocessor
 
     @override
+    def bind(self, tokenizer: Tokenizer) -> None:
+        """Let words of a byte-level tokenizer begin with a space, as they do within texts.
+
+        A word by itself would be other tokens. transformers asks for the same (`add_prefix_space`).
+        """
+        if space_before_words(tokenizer.engine):
+            tokenizer.settings["add_prefix_space"] = True
+
+    @override
+    def check(self, records: Records, row: int, *, with_targets: bool) -> None:
+        words_of(records, row, characters=False)
+        if with_targets:
+            self._raw_tags(records, row)
+
+    @override
     def fit(self, records: Records) -> None:
         """Collect the types, and find the scheme and whether words are characters.
 
@@ -198,7 +215,8 @@ class Tagger(Task[TagOptions, TagPrediction], HasCertainty, ReadsWindows, Teacha
         types = types_of(named or sorted({tag for own in tags for tag in own}))
         if not types:
             raise DataError(
-                f"{records.origin}, column 'ner_tags': there is no entity, all words are O",
+                f"{records.origin}, column '{records.in_data('ner_tags')}': there is no entity, "
+                "all words are O",
                 "Is it the right column? (data.columns.ner_tags=COLUMN)",
             )
         self.labels = schemes.labels_of(types, self.options.scheme)
@@ -401,9 +419,10 @@ class Tagger(Task[TagOptions, TagPrediction], HasCertainty, ReadsWindows, Teacha
         return scoring.window_tags(outputs, batch)
 
     @override
-    def certainty(self, outputs: TagScores, batch: PackedBatch) -> Tensor:
+    def certainty(self, outputs: TagScores, batch: PackedBatch, answered: TagScores) -> Tensor:
         """Return the log-probability of the likeliest tags, each word's by itself."""
-        return outputs.logits.float().log_softmax(-1).amax(-1).sum()
+        best = answered.logits.argmax(-1, keepdim=True)
+        return outputs.logits.float().log_softmax(-1).gather(-1, best).sum()
 
     @property
     def separator(self) -> str:

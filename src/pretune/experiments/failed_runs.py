@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pretune.tasks.added_metrics import lower_is_better
-from pretune.training.run_result import RunResult, SeedsResult
+from pretune.training.run_result import RunResult, SeveralRuns
 
 #: A run has failed if it is below the median by more than this many scaled median absolute
 #: deviations and, as the spread of a few good runs can be next to nothing, by more than this gap.
@@ -22,24 +22,24 @@ DEVIATIONS, GAP = 3.0, 0.05
 NORMAL = 1.4826
 
 
-def degenerate_seeds(result: SeedsResult) -> dict[int, str]:
-    """Return the reason of each seed whose run failed, in the order of the runs.
+def degenerate_runs(result: SeveralRuns) -> dict[int, str]:
+    """Return the reason of each run that failed, by its seed or part, in the order of the runs.
 
     Only metrics that lie between 0 and 1 (or -1 and 1) and are better when higher are compared, as
     a gap of 0.05 means nothing for others.
     """
     failed = {}
-    for run in result.runs:
+    for number, run in zip(result.numbers, result.runs, strict=True):
         if (answer := only_answer(run.details)) is not None:
-            failed[run.seed] = f"answers '{answer}' to everything"
+            failed[number] = f"answers '{answer}' to everything"
         elif reason := _far_below(run, result.runs):
-            failed[run.seed] = reason
+            failed[number] = reason
     return failed
 
 
-def seeds_to_dict(result: SeedsResult) -> dict[str, Any]:
-    """Convert to plain values for JSON, with the failed seeds as `degenerate`."""
-    return {**result.to_dict(), "degenerate": list(degenerate_seeds(result))}
+def several_to_dict(result: SeveralRuns) -> dict[str, Any]:
+    """Convert to plain values for JSON, with the failed seeds, or parts, as `degenerate`."""
+    return {**result.to_dict(), "degenerate": list(degenerate_runs(result))}
 
 
 def only_answer(details: Mapping[str, Any]) -> str | None:

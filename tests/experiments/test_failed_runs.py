@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from pretune.experiments.seeds import degenerate_seeds, seeds_to_dict
-from pretune.render.result_views import seeds_view
-from pretune.training.run_result import RunResult, SeedsResult
+from pretune.experiments.failed_runs import degenerate_runs, several_to_dict
+from pretune.render.result_views import several_view
+from pretune.training.run_result import RunResult, SeveralRuns
 
 GOOD = [[90, 10], [12, 188]]
 
@@ -21,24 +21,24 @@ def run(seed: int, accuracy: float, confusion: list[list[int]] | None = None) ->
     return RunResult("runs/x", seed, metrics, details, 1, 1, 1, 1, 1.0, 1.0)
 
 
-def several(*accuracies: float, first: int = 0) -> SeedsResult:
-    return SeedsResult(tuple(run(first + i, value) for i, value in enumerate(accuracies)))
+def several(*accuracies: float, first: int = 0) -> SeveralRuns:
+    return SeveralRuns(tuple(run(first + i, value) for i, value in enumerate(accuracies)))
 
 
 class TestOneAnswerToEverything:
     def test_is_seen_in_the_confusion_matrix(self) -> None:
         # Four of five degenerate: no comparison with the others would tell.
         runs = [run(seed, 0.667, [[0, 100], [0, 200]]) for seed in range(4)]
-        found = degenerate_seeds(SeedsResult((*runs, run(9, 0.93, GOOD))))
+        found = degenerate_runs(SeveralRuns((*runs, run(9, 0.93, GOOD))))
         assert found == dict.fromkeys(range(4), "answers 'yes' to everything")
 
     def test_is_none_where_the_truth_has_one_label_only(self) -> None:
         runs = (run(0, 1.0, [[0, 0], [0, 200]]), run(1, 1.0, [[0, 0], [0, 200]]))
-        assert degenerate_seeds(SeedsResult(runs)) == {}
+        assert degenerate_runs(SeveralRuns(runs)) == {}
 
     def test_a_rare_second_answer_is_none(self) -> None:
         runs = (run(0, 0.67, [[1, 99], [0, 200]]), run(1, 0.67, GOOD))
-        assert degenerate_seeds(SeedsResult(runs)) == {}
+        assert degenerate_runs(SeveralRuns(runs)) == {}
 
 
 class TestFarBelow:
@@ -55,16 +55,16 @@ class TestFarBelow:
         ],
     )
     def test_the_others(self, accuracies: tuple[float, ...], wrong: list[int]) -> None:
-        assert list(degenerate_seeds(several(*accuracies))) == wrong
+        assert list(degenerate_runs(several(*accuracies))) == wrong
 
     def test_takes_three_scaled_deviations(self) -> None:
         # median 0.80, deviations 0, .02, .02, .04, x: their median is 0.02, so 3 x 1.4826 x 0.02
         # = 0.088956 is the limit.
-        assert not degenerate_seeds(several(0.80, 0.82, 0.78, 0.84, 0.7111))
-        assert degenerate_seeds(several(0.80, 0.82, 0.78, 0.84, 0.7109))
+        assert not degenerate_runs(several(0.80, 0.82, 0.78, 0.84, 0.7111))
+        assert degenerate_runs(several(0.80, 0.82, 0.78, 0.84, 0.7109))
 
     def test_says_which_metric(self) -> None:
-        found = degenerate_seeds(several(0.9, 0.9, 0.9, 0.5))
+        found = degenerate_runs(several(0.9, 0.9, 0.9, 0.5))
         assert found == {3: "accuracy 0.5000 is far below the median of 0.9000"}
 
     def test_what_is_better_when_lower_is_not_compared(self) -> None:
@@ -73,17 +73,17 @@ class TestFarBelow:
             for one in runs:
                 one.metrics[name] = 0.9 if one.seed else value
             runs[1].metrics["words"] = 90.0
-        assert degenerate_seeds(SeedsResult(tuple(runs))) == {}
+        assert degenerate_runs(SeveralRuns(tuple(runs))) == {}
 
     @given(st.lists(st.floats(0, 1), min_size=3, max_size=9))
     def test_never_half_of_the_runs(self, accuracies: list[float]) -> None:
-        assert len(degenerate_seeds(several(*accuracies))) <= len(accuracies) / 2
+        assert len(degenerate_runs(several(*accuracies))) <= len(accuracies) / 2
 
 
 class TestShown:
-    def shown(self, result: SeedsResult) -> str:
+    def shown(self, result: SeveralRuns) -> str:
         out = io.StringIO()
-        Console(file=out, width=200).print(seeds_view(result))
+        Console(file=out, width=200).print(several_view(result))
         return out.getvalue()
 
     def test_in_the_table_and_below_it(self) -> None:
@@ -99,7 +99,7 @@ class TestShown:
         assert "wrong" not in text
 
     def test_in_the_json(self) -> None:
-        found = seeds_to_dict(several(0.9, 0.9, 0.9, 0.5, first=7))
+        found = several_to_dict(several(0.9, 0.9, 0.9, 0.5, first=7))
         assert found["degenerate"] == [10]
         assert len(found["runs"]) == 4
         assert json.loads(json.dumps(found)) == found

@@ -1,0 +1,70 @@
+"""Help pages and mistakes in the command line, which typer writes, in another language."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from pretune.text.spoken_language import tr
+
+#: The texts of typer's help pages, by their names in `typer.rich_utils`, with {} for a value.
+_TITLES = (
+    "ARGUMENTS_PANEL_TITLE",
+    "OPTIONS_PANEL_TITLE",
+    "COMMANDS_PANEL_TITLE",
+    "ERRORS_PANEL_TITLE",
+    "ABORTED_TEXT",
+    "DEFAULT_STRING",
+    "ENVVAR_STRING",
+    "REQUIRED_LONG_STRING",
+    "RICH_HELP",
+)
+
+
+@contextmanager
+def translated_titles() -> Iterator[None]:
+    """Context in which typer's own texts are translated."""
+    from typer import rich_utils
+
+    before = {name: getattr(rich_utils, name) for name in _TITLES if hasattr(rich_utils, name)}
+    for name, text in before.items():
+        setattr(rich_utils, name, tr(text))
+    try:
+        yield
+    finally:
+        for name, text in before.items():
+            setattr(rich_utils, name, text)
+
+
+def translate_command(command: Any) -> None:
+    """Translate the help page of a command: what it does, its examples, its options."""
+    command.help = _paragraphs(inspect.cleandoc(command.help or "")) or None
+    command.epilog = _paragraphs(command.epilog or "") or None
+    # Typer adds `Usage:`, and options of its own when it builds the command.
+    usage, parameters = command.get_usage, command.get_params
+
+    def translated_usage(context: Any) -> str:
+        text: str = usage(context)
+        return text.replace("Usage:", tr("Usage:"), 1)
+
+    def translated_parameters(context: Any) -> Any:
+        known = parameters(context)
+        for parameter in known:
+            parameter.help = tr(parameter.help or "") or None
+        return known
+
+    command.get_usage, command.get_params = translated_usage, translated_parameters
+
+
+def _paragraphs(text: str) -> str:
+    return "\n\n".join(tr(" ".join(own.split())) for own in text.split("\n\n"))
+
+
+def translate_mistake(error: Any) -> None:
+    """Translate what typer says of a mistake in the command line."""
+    # Without arguments, the message is the help page.
+    if type(error).__name__ != "NoArgsIsHelpError":
+        text = tr(error.format_message())
+        error.format_message = lambda: text

@@ -1,0 +1,1 @@
+"""Where files lie besides the disk: the cache, and object storage."""
