@@ -30,7 +30,7 @@ def test_a_conversation_on_a_terminal(run: Path, tmp_path: Path) -> None:
         arguments,
         cwd=str(tmp_path),
         encoding="utf-8",
-        timeout=120,
+        timeout=300,
         dimensions=(24, 120),
         env={**os.environ, "PYTHONUTF8": "1", "TERM": "dumb", "LC_ALL": "C.UTF-8"},
     )

@@ -220,7 +220,7 @@ def test_killed_again_and_again_it_is_the_same(
     kills = 0
     for calls in (3, 40, 151, 97, 62, 230, 181, 0):
         process = start(calls)
-        process.wait(timeout=120)
+        process.wait(timeout=300)
         if process.returncode == 0:
             break
         assert process.returncode == -signal.SIGKILL
@@ -248,7 +248,7 @@ def test_killed_from_outside_with_workers(
     while any(alive(int(child)) for child in children):  # workers do not outlive their parent
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    assert start(0, workers=2).wait(timeout=120) == 0
+    assert start(0, workers=2).wait(timeout=300) == 0
     assert contents(tmp_path / "out" / "c") == contents(whole[0])
 
 
@@ -321,7 +321,7 @@ class TestTheFolder:
     def test_unfinished_with_other_settings(
         self, tmp_path: Path, corpus_file: Path, bpe_folder: Path, start: Callable[..., Any]
     ) -> None:
-        assert start(60).wait(timeout=120) == -signal.SIGKILL
+        assert start(60).wait(timeout=300) == -signal.SIGKILL
         output = tmp_path / "out" / "c"
         with pytest.raises(DataError, match="an unfinished corpus with another settings"):
             prepare([corpus_file], bpe_folder, output, workers=1)

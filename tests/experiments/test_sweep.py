@@ -223,7 +223,7 @@ class TestGoingOn:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         endless = wait_for_a_long_trial(Path(recipe.output), process)
         process.send_signal(how)
-        out, _ = process.communicate(timeout=60)
+        out, _ = process.communicate(timeout=300)
         assert process.returncode == (130 if how == signal.SIGINT else -9)
         if how == signal.SIGINT:
             assert b"stopped" in out

@@ -176,7 +176,7 @@ def ran(
         input=json.dumps(asked),
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr
     return bundles, json.loads(done.stdout)

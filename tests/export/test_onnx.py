@@ -316,7 +316,7 @@ def test_transformers_js_gives_the_same_vectors(folder: Path, tiny_folder: Path)
         cwd=place,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr
     ours = Embedder(load(tiny_folder)).embed(["the good film", "bad"])

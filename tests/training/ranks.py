@@ -23,7 +23,7 @@ from pretune.errors import PretuneError
 #: Seconds until a group is taken to hang.
 PATIENCE = 240.0
 #: Seconds that the others have to end by themselves when one process has failed.
-GRACE = 20.0
+GRACE = 60.0
 
 
 def poison() -> None:
@@ -103,6 +103,35 @@ def fall_over() -> None:
     Trainer.gradients = failing  # type: ignore[method-assign]
 
 
+def die_joining() -> None:
+    """The last process is killed while the others wait for it in the group."""
+    from pretune.training import distributed
+
+    join = distributed._join
+
+    def dying(*where: Any) -> None:
+        if int(os.environ["RANK"]) == int(os.environ["WORLD_SIZE"]) - 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        join(*where)
+
+    distributed._join = dying
+
+
+def die_meeting() -> None:
+    """The first process, which keeps the store, is killed before the others have met it."""
+    from pretune.training.lifeline import Lifeline
+
+    enter = Lifeline.__enter__
+
+    def dying(self: Lifeline) -> Lifeline:
+        if self.rank == 0:
+            time.sleep(1)
+            os.kill(os.getpid(), signal.SIGKILL)
+        return enter(self)
+
+    Lifeline.__enter__ = dying  # type: ignore[method-assign]
+
+
 def write_beside() -> None:
     """A checkpoint that is not the last waits, while it is written, for the next update."""
     from pretune.training.checkpoint import RunCheckpoints
@@ -161,6 +190,8 @@ def full_disk() -> None:
 CHANGES = {
     "write_beside": write_beside,
     "die_writing": die_writing,
+    "die_joining": die_joining,
+    "die_meeting": die_meeting,
     "full_disk": full_disk,
     "poison": poison,
     "local_count": local_count,
@@ -171,10 +202,18 @@ CHANGES = {
 
 
 def die(after: float) -> None:
-    """End this process as a full memory does, after so many seconds."""
-    timer = threading.Timer(after, lambda: os.kill(os.getpid(), signal.SIGKILL))
-    timer.daemon = True
-    timer.start()
+    """End this process as a full memory does, so many seconds after it has met the others."""
+    from pretune.training.lifeline import Lifeline
+
+    enter = Lifeline.__enter__
+
+    def mortal(self: Lifeline) -> Lifeline:
+        timer = threading.Timer(after, lambda: os.kill(os.getpid(), signal.SIGKILL))
+        timer.daemon = True
+        timer.start()
+        return enter(self)
+
+    Lifeline.__enter__ = mortal  # type: ignore[method-assign]
 
 
 def act(

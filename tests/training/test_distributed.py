@@ -293,7 +293,7 @@ class TestDevices:
             seen.append(("empty", str(device)))
             return torch.zeros(size)
 
-        def init(backend: str, device_id: torch.device | None = None) -> None:
+        def init(backend: str, device_id: torch.device | None = None, **place: Any) -> None:
             seen.append((f"init {backend}", str(device_id)))
 
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -301,7 +301,15 @@ class TestDevices:
         monkeypatch.setattr(torch.cuda, "set_device", lambda d: seen.append(("set", str(d))))
         monkeypatch.setattr(torch, "empty", empty)
         monkeypatch.setattr(distributed, "Lifeline", lambda *about: nullcontext())
+        monkeypatch.setattr(dist, "rendezvous", lambda url: iter([(dist.HashStore(), 0, 2)]))
         monkeypatch.setattr(dist, "init_process_group", init)
+        monkeypatch.setattr(
+            dist,
+            "is_initialized",
+            lambda: (
+                ("destroy", "") not in seen and any(name.startswith("init") for name, _ in seen)
+            ),
+        )
         monkeypatch.setattr(dist, "destroy_process_group", lambda: seen.append(("destroy", "")))
         return seen
 
@@ -415,7 +423,7 @@ class TestTorchrun:
 
     @pytest.mark.slow
     def test_says_things_once(self, path: Path) -> None:
-        out, err = self.start(path, "train.max_steps=3").communicate(timeout=120)
+        out, err = self.start(path, "train.max_steps=3").communicate(timeout=300)
         assert out.count("ask it:") == 1, err
         assert err.count("on 2 processes for 3 updates") == 1
 
@@ -428,7 +436,7 @@ class TestTorchrun:
             assert time.monotonic() < deadline
             time.sleep(0.05)
         process.send_signal(signal.SIGTERM)
-        _, err = process.communicate(timeout=60)
+        _, err = process.communicate(timeout=300)
         assert process.returncode != 0
         assert f"the last checkpoint is {last}" in err
         assert find_damage(last.resolve()) is None

@@ -311,7 +311,7 @@ class TestStopping:
     def test_by_a_signal_saves_and_says_where(self, long_run: Any, number: signal.Signals) -> None:
         process, folder = long_run
         process.send_signal(number)
-        _, err = process.communicate(timeout=60)
+        _, err = process.communicate(timeout=300)
         assert process.returncode == 128 + number
         assert f"the last checkpoint is {folder / 'last'}" in err
         assert f"pretune train --resume {folder}" in err

@@ -25,6 +25,9 @@ from tests.training.outcomes import assert_alike, outcome
 Make = Callable[..., Recipe]
 SAVING = {"train__save_every": 1, "train__keep": 2, "model__dropout": 0.2}
 
+#: Seconds for what torchrun starts: six interpreters that import torch, on a busy machine.
+PATIENCE = 400.0
+
 pytestmark = pytest.mark.slow
 
 
@@ -44,6 +47,29 @@ class TestFailures:
         said = together.said()
         assert said.count("error: ") == 1
         assert f"error: process {dead} of 2 (" in said
+        assert "Traceback" not in said
+
+    def test_one_that_is_killed_while_the_others_wait_for_it(
+        self, toy_recipe: Make, together: Together
+    ) -> None:
+        """Not half an hour: they watch each other before they join what computes."""
+        recipe = toy_recipe()
+        codes = together.ended(3, work="train", what=recipe.to_dict(), change="die_joining")
+        assert codes == [1, 1, -signal.SIGKILL]
+        said = together.said()
+        assert said.count("error: ") == 1
+        assert "error: process 2 of 3 (" in said
+        assert "Traceback" not in said
+
+    def test_the_first_is_killed_before_they_have_met(
+        self, toy_recipe: Make, together: Together
+    ) -> None:
+        recipe = toy_recipe()
+        codes = together.ended(2, work="train", what=recipe.to_dict(), change="die_meeting")
+        assert codes == [-signal.SIGKILL, 2]
+        said = together.said()
+        assert said.count("error: ") == 1
+        assert "error: the processes of this run do not find each other (" in said
         assert "Traceback" not in said
 
     def test_what_one_refuses_the_first_tells(self, toy_recipe: Make, together: Together) -> None:
@@ -174,20 +200,20 @@ class TestTorchrun:
         process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + PATIENCE
         while len(checkpoints(run)) < 2:
             assert process.poll() is None
             assert time.monotonic() < deadline
             time.sleep(0.01)
         with suppress(ProcessLookupError):
             os.kill(int((run / ".lock").read_text().split()[1]), signal.SIGKILL)
-        out, err = process.communicate(timeout=120)
+        out, err = process.communicate(timeout=PATIENCE)
         assert process.returncode == 0, err
         assert "process 0 of 2 (" in err
         assert "resumed from " in err
         assert out.count("ask it:") == 1
         assert json.loads((run / "result.json").read_text(encoding="utf-8"))["steps"] == 30
         assert newest_whole(run) is not None
-        again = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        again = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
         assert again.returncode == 0
         assert "resumed from" not in again.stderr

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -212,26 +214,69 @@ def joined(world: World, device: torch.device) -> Iterator[None]:
     What a launcher such as Ray Train has joined already stays joined.
 
     Raises:
-        RunError: the processes lost each other, though none of them is known to have died.
+        RunError: the processes do not find each other, or lost each other though none of them is
+            known to have died.
     """
     if world.size == 1:
         yield
         return
     ours = not dist.is_initialized()
-    if ours:
-        _join(device)
+    store = _meeting_place() if ours else None
+    gather = world.gather if store is None else _gather_in(store, world)
     try:
-        with Lifeline(world.rank, world.size, world.local_rank, world.gather):
+        # Before the group: who waits in it for a process that has died waits for half an hour.
+        with Lifeline(world.rank, world.size, world.local_rank, gather):
+            if store is not None:
+                _join(device, store, world)
             yield
     finally:
-        if ours:
+        if ours and dist.is_initialized():
             dist.destroy_process_group()
 
 
-def _join(device: torch.device) -> None:
+@contextmanager
+def _while_meeting() -> Iterator[None]:
+    """Turn torch's errors of processes that do not find each other into ours."""
+    try:
+        yield
+    except (dist.DistError, ValueError) as error:
+        reason = str(error).strip().partition("\n")[0][:200]
+        raise RunError(
+            f"the processes of this run do not find each other ({reason})",
+            "Did one of them end? Start them by torchrun, or set MASTER_ADDR, MASTER_PORT, RANK "
+            "and WORLD_SIZE; --resume auto goes on from the last checkpoint.",
+        ) from None
+
+
+def _meeting_place() -> dist.Store:
+    """Open the store through which the processes find each other, as torchrun names it.
+
+    Raises:
+        RunError: it cannot be reached.
+    """
+    with _while_meeting():
+        store, _, _ = next(dist.rendezvous("env://"))
+    return dist.PrefixStore("pretune", store)
+
+
+def _gather_in(store: dist.Store, world: World) -> Callable[[Any], list[Any]]:
+    """Return what gathers values of JSON by a store, before there is a group to gather in."""
+    rounds = itertools.count()
+
+    def gather(mine: Any) -> list[Any]:
+        number = next(rounds)
+        with _while_meeting():
+            store.set(f"{number}/{world.rank}", json.dumps(mine))
+            return [json.loads(store.get(f"{number}/{rank}")) for rank in range(world.size)]
+
+    return gather
+
+
+def _join(device: torch.device, store: dist.Store, world: World) -> None:
     """Join the default group: what lies on the host goes by gloo, what lies on a GPU by NCCL."""
+    place = {"store": store, "rank": world.rank, "world_size": world.size}
     # NCCL has to know the GPU of this process: else it takes any for the first exchange.
     if device.type == "cuda":
-        dist.init_process_group("cpu:gloo,cuda:nccl", device_id=device)
+        dist.init_process_group("cpu:gloo,cuda:nccl", device_id=device, **place)
     else:
-        dist.init_process_group("gloo")
+        dist.init_process_group("gloo", **place)

@@ -41,7 +41,10 @@ _MISTAKE, _FAILURE = 2, 1
 #: Names that torchrun gives to the file where it looks for what to report.
 _LAUNCHER_FILE = "TORCHELASTIC_ERROR_FILE"
 #: Words in the errors of an exchange whose other side is gone.
-_LOST = ("connection closed", "connection reset", "broken pipe", "socket", "timed out", "nccl")
+_LOST = (
+    *("connection closed", "connection was likely closed", "connection reset", "broken pipe"),
+    *("connection refused", "connectfullmesh", "socket", "timed out", "timeout", "nccl"),
+)
 
 Gather = Callable[[Any], list[Any]]
 
