@@ -348,9 +348,9 @@ def pretrain(options: argparse.Namespace) -> None:
     taught = run(output, "taught", "distill-mlm", {**settings, **lesson})
     seconds = json.loads((taught / "result.json").read_text())["seconds"]
     # How long an update without a teacher takes; the first are slower.
-    short = {"train.max_steps": 40, "train.eval_every": 40}
+    short = {"train.max_steps": 80, "train.eval_every": 80}
     pilot = run(output, "pilot", "distill-mlm", {**settings, **short, "teacher": None})
-    each = json.loads((pilot / "result.json").read_text())["seconds"] / 40
+    each = json.loads((pilot / "result.json").read_text())["seconds"] / 80
     count = round(seconds / each)
     steps = {"train.max_steps": count, "train.eval_every": count // 4}
     alone = run(output, "alone", "distill-mlm", {**settings, **steps, "teacher": None})

@@ -54,7 +54,7 @@ def test_sums_of_integers_are_exact(kernel, top, rows, inner, outer):
     weight = torch.randint(-top, top + 1, (outer, inner), generator=draw, dtype=torch.int8)
     # The extreme sums: all products as large as they get.
     x[0], weight[0] = 127, top
-    got = scaled_int8_product(kernel, x, pack(kernel, weight), torch.ones(outer))
+    got = scaled_int8_product(kernel, x.float(), pack(kernel, weight), torch.ones(outer))
     exact = x.long() @ weight.long().T
     assert torch.equal(got.long(), exact)
     assert got[0, 0] == inner * 127 * top
@@ -98,13 +98,28 @@ def test_errors_are_those_of_rounding(kernel):
     assert error.max() > 0
 
 
-def test_where_sums_overflow_weights_have_seven_bits(kernel, monkeypatch):
+def test_where_sums_overflow_weights_have_seven_bits(monkeypatch):
     weight = random(OUT, IN)
     for overflows, top in ((True, 63), (False, 127)):
-        monkeypatch.setattr(packed, "_saturates", lambda _, overflows=overflows: overflows)
+        packed.weight_bits.cache_clear()
+        monkeypatch.setattr(packed, "saturates", lambda _, overflows=overflows: overflows)
         form = int8_weight("int_mm", weight)  # whose layout is that of the weight
         assert form.integers.abs().amax(1).tolist() == [top] * OUT
         torch.testing.assert_close(form.scale, weight.abs().amax(1) / top)
+    packed.weight_bits.cache_clear()
+
+
+def test_a_row_is_multiplied_alike_by_all_kernels(monkeypatch):
+    """Which of them it goes to depends on how many others there are; its answer must not."""
+    x, weight, bias = random(5, 384), random(130, 384, seed=1), random(130, seed=2)
+    # One of them may overflow, and the others not: the integers are the same all the same.
+    monkeypatch.setattr(packed, "saturates", lambda kernel: kernel == INT8[0])
+    packed.weight_bits.cache_clear()
+    with torch.inference_mode():
+        got = [int8_product(kernel, x, int8_weight(kernel, weight), bias) for kernel in INT8]
+    packed.weight_bits.cache_clear()
+    assert torch.equal(got[1], got[0])
+    assert torch.equal(got[2], got[0])
 
 
 def test_what_is_not_finite_stays_in_its_row(kernel):

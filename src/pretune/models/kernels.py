@@ -36,6 +36,7 @@ from pretune.models.large_pages import in_large_pages
 from pretune.models.products import (
     BATCHED,
     INT8,
+    INT_FLOAT,
     INT_MM,
     MKL_PACKED,
     ONEDNN,
@@ -101,6 +102,7 @@ KERNEL_NAMES = {
     BATCHED: "PyTorch, in parts",
     QLINEAR: "oneDNN, 8 bits",
     INT_MM: "PyTorch, 8 bits",
+    INT_FLOAT: "PyTorch, 8 bits as floats",
 }
 
 
@@ -401,7 +403,7 @@ def _int8_candidates(
     """For each kernel of integers a call that multiplies several weights in turns."""
     # Seven bits, which no kernel overflows with.
     draw = partial(torch.randint, -63, 64, generator=torch.Generator().manual_seed(0))
-    x = draw((rows, inner)).to(torch.int8)
+    x = draw((rows, inner)).float()
     weights = [draw((outer, inner)).to(torch.int8)]
     weights += [weights[0].clone() for _ in range(copies - 1)]
     scale = torch.ones(outer)

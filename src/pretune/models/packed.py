@@ -8,7 +8,8 @@ as they lie, by the kernel that is fastest then.
 8 bits: each output's weights have a scale of their own, and so has each row (token) of the inputs,
 taken from the row itself when it comes: q = round(x / s) with s = max|x| / 127. The products of the
 integers and their sums are exact. On processors without VNNI, two products are added in 16 bits
-first, which overflows with 8 bits on both sides; there weights have 7.
+first, which overflows with 8 bits on both sides; there weights have 7, whichever kernel multiplies
+them: a text gets the same answer alone as among others.
 """
 
 from __future__ import annotations
@@ -191,8 +192,8 @@ def version_of(x: Tensor) -> int:
 
 
 def int8_weight(kernel: str, weight: Tensor) -> Int8Weight:
-    """Round a weight `[out, in]` to 8 bits, or to 7 where the kernel's sums would overflow."""
-    top = 63 if _saturates(kernel) else TOP
+    """Round a weight `[out, in]` to 8 bits, or to 7 where sums would overflow on this processor."""
+    top = TOP if weight_bits() == 8 else 63
     scale = weight.abs().amax(1) / top
     integers = (weight / torch.where(scale == 0, 1.0, scale)[:, None]).round().to(torch.int8)
     return Int8Weight(pack(kernel, integers), scale)
@@ -208,27 +209,28 @@ def int8_product(kernel: str, x: Tensor, weight: Int8Weight, bias: Tensor | None
 
 
 def int8_rows(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Round each row of `[T, in]` to 8 bits with a scale of its own, `[T, 1]`."""
+    """Round each row of `[T, in]` to integers of 8 bits, as floats, with its scale, `[T, 1]`."""
     # As few passes over the row as there can be, and one of them writes: its two ends tell max|x|.
     largest = torch.maximum(x.amax(1, keepdim=True), x.amin(1, keepdim=True).neg_())
     # A number that is not finite makes its row's scale so, and with it the row of the product.
     largest.clamp_(min=1e-30)
-    return torch.mul(x, TOP / largest).round_().to(torch.int8), largest.div_(TOP)
+    return torch.mul(x, TOP / largest).round_(), largest.div_(TOP)
 
 
 def instruction_set() -> str:
     """What products in 8 bits depend on here: the instruction set, and the bits of the weights."""
-    bits = 8
+    return f"{torch.backends.cpu.get_cpu_capability()}, weights of {weight_bits()} bits"
+
+
+@lru_cache(maxsize=1)
+def weight_bits() -> int:
+    """7 where a kernel of this processor would overflow with weights of 8 bits, else 8."""
     for kernel in INT8:
         # Not every build of PyTorch has every kernel.
         with suppress(RuntimeError, NotImplementedError, AttributeError):
-            bits = min(bits, 7 if _saturates(kernel) else 8)
-    return f"{torch.backends.cpu.get_cpu_capability()}, weights of {bits} bits"
-
-
-@lru_cache(maxsize=8)
-def _saturates(kernel: str) -> bool:
-    return saturates(kernel)
+            if saturates(kernel):
+                return 7
+    return 8
 
 
 def is_int8(model: nn.Module) -> bool:

@@ -25,9 +25,12 @@ BATCHED = "mkl-batched"
 _OUTPUTS = 64
 #: Products of 8-bit integers: oneDNN's, with a packed weight, and PyTorch's `_int_mm`.
 QLINEAR, INT_MM = "qlinear", "int_mm"
-INT8 = (QLINEAR, INT_MM)
+#: The same integers as floats, laid out as for `TRANSPOSED`: for few rows, where a processor has no
+#: instructions for products of 8 bits and the others copy the whole weight at each call.
+INT_FLOAT = "int_float"
+INT8 = (QLINEAR, INT_MM, INT_FLOAT)
 #: Those of oneDNN, which compiles a kernel for every number of rows.
-COMPILED = (ONEDNN, ONEDNN_PACKED, *INT8)
+COMPILED = (ONEDNN, ONEDNN_PACKED, QLINEAR, INT_MM)
 
 
 def has_onednn() -> bool:
@@ -67,6 +70,8 @@ def pack(kernel: str, weight: Tensor) -> Tensor:
         packed = in_large_pages(weight.t())
     elif kernel == QLINEAR:
         packed = torch.ops.onednn.qlinear_prepack(weight, None)
+    elif kernel == INT_FLOAT:
+        packed = in_large_pages(weight.float().t())
     return packed
 
 
@@ -112,14 +117,19 @@ def _batched(weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
 
 
 def scaled_int8_product(kernel: str, x: Tensor, packed: Tensor, scale: Tensor) -> Tensor:
-    """`(x @ weight.T) * scale` of integers, exact up to the last product, `[rows, out]` float32.
+    """`(x @ weight.T) * scale` of integers, `[rows, out]` float32.
+
+    Exact up to the last product; by `INT_FLOAT` sums beyond 2^24 are rounded as floats.
 
     Args:
-        kernel: `QLINEAR` or `INT_MM`.
-        x: `[rows, in]` int8.
+        kernel: of `INT8`.
+        x: `[rows, in]` integers as float32.
         packed: the weight, from `pack`.
         scale: `[out]`.
     """
+    if kernel == INT_FLOAT:
+        return torch.mm(x, packed).mul_(scale)
+    x = x.to(torch.int8)
     if kernel == INT_MM:
         return torch._int_mm(x, packed.t()).float().mul_(scale)
     result: Tensor = torch.ops.onednn.qlinear_pointwise(
@@ -136,8 +146,7 @@ def _zeros(count: int) -> Tensor:
 
 def saturates(kernel: str) -> bool:
     """Whether sums of 8-bit products overflow in a kernel, as on processors without VNNI."""
-    x, weight = torch.full((8, 64), 127, dtype=torch.int8), torch.full((16, 64), 127)
-    weight = weight.to(torch.int8)
+    x, weight = torch.full((8, 64), 127.0), torch.full((16, 64), 127, dtype=torch.int8)
     with torch.inference_mode():
         summed = scaled_int8_product(kernel, x, pack(kernel, weight), torch.ones(16))
     return not bool((summed == 64 * 127**2).all())
