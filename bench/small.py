@@ -17,7 +17,7 @@ texts a second, and the median milliseconds of one text.
     PRETUNE_DATA=FOLDER python bench/small.py --pretrain     DistilBERT's and MiniLM's losses
 
 `--pretrain` goes on with masked tokens from every other layer of MiniLM: with its hidden states and
-relations as a teacher, and without one for as many seconds of training.
+relations as a teacher, and without one for as many updates as take the same time.
 
 It takes about an hour of two cores. What is finished is not made again, so it may be interrupted.
 """
@@ -71,6 +71,8 @@ PRETRAIN: dict[str, Any] = {
     "train.warmup": 0.05,
     "train.save_every": None,
 }
+#: Updates by which it is measured what one costs.
+PILOT = 40
 BATCH, LENGTH = 32, 128
 
 #: Texts in, labels out.
@@ -332,7 +334,7 @@ def onnx(folder: Path, small: bool) -> Labels:
 
 
 def pretrain(options: argparse.Namespace) -> None:
-    """Masked tokens with and without a teacher, for the same seconds of training."""
+    """Masked tokens with and without a teacher, for as many updates as take the same time."""
     output = options.output / "pretrain"
     output.mkdir(parents=True, exist_ok=True)
     data = books(output)
@@ -343,23 +345,32 @@ def pretrain(options: argparse.Namespace) -> None:
         "teacher.hidden": 1,
         "teacher.relations": 1,
     }
-    steps = {"train.max_steps": options.steps, "train.eval_every": options.steps // 4}
-    settings = {**PRETRAIN, **data, **steps}
-    taught = run(output, "taught", "distill-mlm", {**settings, **lesson})
-    seconds = json.loads((taught / "result.json").read_text())["seconds"]
-    # How long an update without a teacher takes; the first are slower.
-    short = {"train.max_steps": 80, "train.eval_every": 80}
-    pilot = run(output, "pilot", "distill-mlm", {**settings, **short, "teacher": None})
-    each = json.loads((pilot / "result.json").read_text())["seconds"] / 80
-    count = round(seconds / each)
-    steps = {"train.max_steps": count, "train.eval_every": count // 4}
-    alone = run(output, "alone", "distill-mlm", {**settings, **steps, "teacher": None})
-    print("| student | updates | seconds | perplexity of masked tokens |\n|---|---|---|---|")
-    for name, folder in (("with the teacher", taught), ("without", alone)):
-        result = json.loads((folder / "result.json").read_text())
+    plain = {"teacher": None}
+    settings = {**PRETRAIN, **data}
+    # What an update costs, one after the other: the long runs may meet a busy machine.
+    short = {**settings, "train.max_steps": PILOT, "train.eval_every": PILOT}
+    pilots = {"taught": {**short, **lesson}, "alone": {**short, **plain}}
+    each = {}
+    for name, own in pilots.items():
+        values = json.loads(
+            (run(output, f"pilot-{name}", "distill-mlm", own) / "result.json").read_text()
+        )
+        each[name] = values["seconds"] / PILOT
+    counts = {"taught": options.steps}
+    counts["alone"] = round(options.steps * each["taught"] / each["alone"])
+    folders = {}
+    for name, kind in (("taught", lesson), ("alone", plain)):
+        count = counts[name]
+        steps = {"train.max_steps": count, "train.eval_every": count // 4}
+        folders[name] = run(output, name, "distill-mlm", {**settings, **steps, **kind})
+    print(
+        "| student | updates | seconds an update | perplexity of masked tokens |\n|---|---|---|---|"
+    )
+    for name, words in (("taught", "with the teacher"), ("alone", "without")):
+        result = json.loads((folders[name] / "result.json").read_text())
         loss = result["metrics"].get("label_loss", result["metrics"]["loss"])
         perplexity = f"{float(np.exp(loss)):.2f}"
-        print(f"| {name} | {result['steps']} | {result['seconds']:.0f} | {perplexity} |")
+        print(f"| {words} | {result['steps']} | {each[name]:.2f} | {perplexity} |")
 
 
 def books(output: Path) -> dict[str, Any]:

@@ -1,5 +1,6 @@
-"""The texts and the tokenizer of the tests of corpora."""
+"""The texts and the tokenizer of the tests of corpora, and the recipe of those of training."""
 
 from tests.corpus.conftest import bpe_folder, corpus_file
+from tests.training.conftest import toy_data, toy_recipe
 
-__all__ = ["bpe_folder", "corpus_file"]
+__all__ = ["bpe_folder", "corpus_file", "toy_data", "toy_recipe"]

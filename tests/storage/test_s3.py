@@ -5,21 +5,26 @@ from __future__ import annotations
 import hashlib
 import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from pretune.checkpoints.run_copy import read_pointer
 from pretune.checkpoints.source import find_source
 from pretune.corpus.store import Corpus
 from pretune.data.readers.files import read
+from pretune.recipe.recipe import Recipe
 from pretune.storage.object_store import look_up, send_folder
+from pretune.training.run import train_recipe
+from tests.training.outcomes import assert_alike, outcome
 
 pytestmark = pytest.mark.slow
 
@@ -75,6 +80,40 @@ def killed_after(code: str, path: Path, size: int) -> None:
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
+
+
+def test_a_run_outlives_its_machines(toy_recipe: Callable[..., Recipe], tmp_path: Path) -> None:
+    """Killed at any moment, each time with its disk: the next machine goes on bit for bit."""
+    steady = {"train__max_steps": 300, "train__epochs": 200, "train__eval_every": 100}
+    steady |= {"train__save_every": 5}
+    whole = toy_recipe(**steady, output=str(tmp_path / "whole"))
+    train_recipe(whole, quiet=True)
+    place = f"{BUCKET}/runs/films"
+    recipe = whole.changed({"output": str(tmp_path / "run"), "train.mirror": place})
+    path, run = tmp_path / "recipe.yaml", Path(recipe.output)
+    path.write_text(recipe.to_yaml(), encoding="utf-8")
+    command = [sys.executable, "-m", "pretune", "train", str(path), "--resume", "auto", "--quiet"]
+    chance, steps = random.Random(0), [0]
+    for _ in range(3):
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        end, pointer = time.monotonic() + 300, None
+        while pointer is None or pointer.steps <= steps[-1]:
+            assert process.poll() is None
+            assert time.monotonic() < end
+            time.sleep(0.01)
+            pointer = read_pointer(place)
+        time.sleep(chance.uniform(0, 0.5))
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+        shutil.rmtree(run)
+        pointer = read_pointer(place)
+        assert pointer is not None
+        steps.append(pointer.steps)
+    assert steps == sorted({*steps})
+    print(steps)
+    assert subprocess.run(command, stdout=subprocess.DEVNULL).returncode == 0
+    assert_alike(outcome(run), outcome(whole.output))
+    assert find_source(place).is_dir()
 
 
 def test_there_and_back_killed_twice(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from pretune.checkpoints.run_copy import read_pointer
 from pretune.checkpoints.sentence_transformers import SETTINGS, transformer_folder
 from pretune.checkpoints.unsupported import (
     file_given,
@@ -18,7 +19,7 @@ from pretune.checkpoints.unsupported import (
     refuse_other_engines,
 )
 from pretune.errors import CheckpointError, did_you_mean, nearest
-from pretune.storage.object_store import is_url, local_copy, local_folder, look_up
+from pretune.storage.object_store import is_url, local_copy, local_folder, look_up, url_of
 from pretune.tokenizers.load import has_tokenizer, load_tokenizer
 from pretune.tokenizers.tokenizer import Tokenizer
 
@@ -175,6 +176,8 @@ def _copied(place: str | Path, allow_pickle: bool = False) -> Path:
     """Copy a file, or the files of a model, from object storage; return the copy."""
     if look_up(place) is not None:
         return local_copy(place)
+    if (run := read_pointer(place)) is not None:  # the copy of a run
+        place = f"{url_of(place)}/checkpoints/{run.best or run.last}"
     patterns = [*_PATTERNS, "*.gguf", *(_PICKLES if allow_pickle else ())]
 
     def wanted(name: str) -> bool:

@@ -74,8 +74,9 @@ def train(
     Ctrl-C, SIGTERM or a terminal that closes (SIGHUP) finishes the update, saves, and exits with
     130, 143 or 129. Without a reader of its notes (`| head`) training goes on.
     """
+    from pretune.training.passing import resume_command
     from pretune.training.run import resume as resume_run
-    from pretune.training.run import resume_command, train_or_resume, train_recipe
+    from pretune.training.run import train_or_resume, train_recipe
     from pretune.training.several_runs import train_seeds
     from pretune.training.stop import Interrupted
 

@@ -241,7 +241,9 @@ class Sweep:
         values = {space.key: space.value(_draw(trial, space)) for space in self.spaces}
         shown = "  ".join(f"{key}={yaml12.inline(value)}" for key, value in values.items())
         self.say(f"trial {trial.number} ({place}): {shown}")
-        chosen = {**values, "output": self._folder(trial.number), **self._picked_by(metric)}
+        folder, mirror = self._folder(trial.number), self.recipe.train.mirror
+        places = {"output": folder, "train.mirror": mirror and f"{mirror}/{Path(folder).name}"}
+        chosen = {**values, **places, **self._picked_by(metric)}
         try:
             value = self._value(chosen, metric)
         except BaseException as error:

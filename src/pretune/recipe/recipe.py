@@ -131,8 +131,8 @@ class Recipe(RecipeSection):
     def _a_path(cls, output: str) -> str:
         if is_url(output):
             raise ValueError(
-                "should be a folder on the disk: a run is not written to object storage. Copy it "
-                "there when it has ended"
+                "should be a folder on the disk; train.mirror=URL keeps a copy of the run in "
+                "object storage"
             )
         longest = max(len(os.fsencode(part)) for part in [*Path(output).parts, ""])
         if "\0" in output or longest > 255 or len(os.fsencode(output)) > 3000:

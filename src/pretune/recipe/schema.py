@@ -15,6 +15,7 @@ from pydantic import (
 )
 
 from pretune.data.records import MAX_CHARS
+from pretune.storage.object_store import is_url
 from pretune.tasks.checked_numbers import CheckedNumbers
 
 #: The upper limit of what the guard remembers or counts.
@@ -506,6 +507,11 @@ class TrainSection(RecipeSection):
         None,
         description="Write checkpoints while training goes on. Default: large models and CUDA.",
     )
+    mirror: str | None = Field(
+        None,
+        description="A place in object storage (s3://bucket/runs/films) that gets a copy of the "
+        "run after each checkpoint; --resume auto goes on from there on another machine.",
+    )
     eval_batch_tokens: int = Field(
         8192, ge=1, description="Tokens at a time in evaluation; changes memory and speed only."
     )
@@ -547,6 +553,16 @@ class TrainSection(RecipeSection):
     compile: bool = Field(False, description="torch.compile the layers (CUDA only).")
 
     _checks = field_validator("warmup", "decay")(_share_or_count)
+
+    @field_validator("mirror")
+    @classmethod
+    def _in_storage(cls, place: str | None) -> str | None:
+        if place is not None and not is_url(place):
+            raise ValueError(
+                "should be a place in object storage, such as s3://bucket/runs/films; the folder "
+                "of the run is `output`"
+            )
+        return place
 
     @field_validator("freeze")
     @classmethod

@@ -47,6 +47,8 @@ _WAYS_OUT = {
 _URL = re.compile(rf"({'|'.join(PACKAGES)}):/+(.*)", re.DOTALL)
 #: Bytes that are read or written at a time.
 CHUNK = 8 * 2**20
+#: Bytes of an object that is read as one text, at most.
+_SMALL = 16 * 2**20
 #: Copies that are told of: they take a while.
 _LARGE = 256 * 2**20
 #: In a folder that is being sent: what has arrived, until all has.
@@ -177,6 +179,78 @@ def local_folder(place: str | Path, wanted: Callable[[str], bool] = lambda name:
                 raise DataError(f"{stored.url}: not a name of a file", "Rename the object.")
             _fetch(stored, folder / "files" / name)
     return folder / "files"
+
+
+def fetch(stored: StoredObject, target: Path) -> None:
+    """Copy an object to a file, unless it is there; what an interrupted copy has left is continued.
+
+    Raises:
+        DataError: the storage cannot be read, or the file cannot be written.
+    """
+    _fetch(stored, target)
+
+
+def send_file(file: Path, place: str | Path) -> None:
+    """Write a file to object storage; the object is there whole or not at all.
+
+    Raises:
+        DataError: the storage cannot be written to.
+        FileNotFoundError: there is no such file.
+    """
+    url = url_of(place)
+    with file.open("rb") as source, _told(url):
+        store, path = _store(url)
+        with store.open(path, "wb") as target:
+            shutil.copyfileobj(source, target, CHUNK)
+
+
+def write_text(place: str | Path, text: str) -> None:
+    """Write an object with a text in UTF-8.
+
+    Raises:
+        DataError: the storage cannot be written to.
+    """
+    url = url_of(place)
+    with _told(url):
+        store, path = _store(url)
+        store.pipe_file(path, text.encode())
+
+
+def read_text(place: str | Path) -> str | None:
+    """Read a small object of text in UTF-8; None where there is none.
+
+    Raises:
+        DataError: the storage cannot be read, or the object is no such text.
+    """
+    stored = look_up(place)
+    if stored is None:
+        return None
+    if stored.size > _SMALL:
+        raise DataError(f"{stored.url}: too large ({stored.size:,} bytes)", "Is it another file?")
+    with _told(stored.url):
+        store, path = _store(stored.url)
+        try:
+            # In one piece: it may be replaced at any time.
+            content: bytes = store.cat_file(path)
+        except FileNotFoundError:
+            return None
+    try:
+        return content.decode()
+    except UnicodeDecodeError:
+        raise DataError(f"{stored.url}: is no text in UTF-8", "Is it another file?") from None
+
+
+def remove(place: str | Path) -> None:
+    """Remove an object, or all below a prefix; nothing need be there.
+
+    Raises:
+        DataError: the storage cannot be written to.
+    """
+    url = url_of(place)
+    with _told(url):
+        store, path = _store(url)
+        with suppress(FileNotFoundError):
+            store.rm(path, recursive=True)
 
 
 def send_folder(folder: Path, place: str | Path, *, last: Collection[str] = ()) -> int:

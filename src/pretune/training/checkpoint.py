@@ -29,6 +29,7 @@ from typing_extensions import override
 from pretune.bundle.bundle import Bundle, save
 from pretune.checkpoints.atomic_io import atomic_folder, point, remove_folder, sweep
 from pretune.checkpoints.manifest import find_damage, write_manifest
+from pretune.checkpoints.run_copy import CHECKPOINT_NAME
 from pretune.errors import CheckpointError, PretuneError, RunError
 from pretune.training.adapters import weights_in
 from pretune.training.distributed import World, is_shard, is_sharded
@@ -38,7 +39,6 @@ T = TypeVar("T")
 
 TENSORS, VALUES, SHARDS = "trainer.safetensors", "trainer.json", "shards"
 FOLDER = "checkpoints"
-_NAME = re.compile(r"step-(\d+)(?:\.(\d+))?")
 #: From this many bytes of weights on, checkpoints are written while training goes on.
 LARGE = 1 << 30
 
@@ -47,9 +47,17 @@ def checkpoints(run: Path) -> list[tuple[int, Path]]:
     """The checkpoints of a run with their numbers of updates, oldest first, whole or not."""
     numbered = []
     if (run / FOLDER).is_dir():
-        named = ((_NAME.fullmatch(path.name), path) for path in (run / FOLDER).iterdir())
+        named = ((CHECKPOINT_NAME.fullmatch(path.name), path) for path in (run / FOLDER).iterdir())
         numbered = [(int(m[1]), int(m[2] or 0), path) for m, path in named if m and path.is_dir()]
     return [(step, path) for step, _, path in sorted(numbered)]
+
+
+def step_of(path: Path) -> int:
+    """The number of updates that a checkpoint has in its name."""
+    match = CHECKPOINT_NAME.fullmatch(path.name)
+    if match is None:
+        raise ValueError(path)
+    return int(match[1])
 
 
 def newest_whole(
@@ -113,7 +121,9 @@ class RunCheckpoints(CheckpointStore):
         world: World | None = None,  # only its main process writes
         extra: dict[str, Any] | None = None,  # JSON values to keep with each checkpoint
         say: Callable[[str], None] = lambda text: None,
+        published: Callable[[], None] = lambda: None,  # called when a checkpoint is the last
     ) -> None:
+        self._published = published
         self.run, self.bundle, self.keep, self.say = run, bundle, keep, say
         self.world, self.extra = world or World(), extra or {}
         self._skeleton = _skeleton(bundle.model)  # from before it is sharded
@@ -347,6 +357,7 @@ class RunCheckpoints(CheckpointStore):
         if best:
             point(self.run / "best", target)
         self._prune()
+        self._published()
 
     def _unwritten(self, target: Path, reason: str) -> PretuneError:
         # Tell what is still there to continue from.

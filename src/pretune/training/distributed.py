@@ -248,18 +248,18 @@ def _while_meeting() -> Iterator[None]:
         ) from None
 
 
-def _meeting_place() -> dist.Store:
+def _meeting_place() -> Any:
     """Open the store through which the processes find each other, as torchrun names it.
 
     Raises:
         RunError: it cannot be reached.
     """
     with _while_meeting():
-        store, _, _ = next(dist.rendezvous("env://"))
-    return dist.PrefixStore("pretune", store)
+        store, _, _ = next(dist.rendezvous("env://"))  # type: ignore[attr-defined]
+    return dist.PrefixStore("pretune", store)  # type: ignore[attr-defined]
 
 
-def _gather_in(store: dist.Store, world: World) -> Callable[[Any], list[Any]]:
+def _gather_in(store: Any, world: World) -> Callable[[Any], list[Any]]:
     """Return what gathers values of JSON by a store, before there is a group to gather in."""
     rounds = itertools.count()
 
@@ -272,7 +272,7 @@ def _gather_in(store: dist.Store, world: World) -> Callable[[Any], list[Any]]:
     return gather
 
 
-def _join(device: torch.device, store: dist.Store, world: World) -> None:
+def _join(device: torch.device, store: Any, world: World) -> None:
     """Join the default group: what lies on the host goes by gloo, what lies on a GPU by NCCL."""
     place = {"store": store, "rank": world.rank, "world_size": world.size}
     # NCCL has to know the GPU of this process: else it takes any for the first exchange.

@@ -21,7 +21,6 @@ from pretune.checkpoints.manifest import files_digest
 from pretune.checkpoints.source import find_source
 from pretune.data.arrays import Array
 from pretune.data.batch import Features, FeatureSet, PackedBatch
-from pretune.data.readers.in_memory import gone, is_from_memory, is_held
 from pretune.data.records import Records
 from pretune.errors import OwnCodeError, PretuneError, RewardError, RunError
 from pretune.inference.reference import (
@@ -36,6 +35,7 @@ from pretune.models.kernels import Choice, kept
 from pretune.models.lora import add_lora, without_adapters
 from pretune.models.packed import is_int8
 from pretune.recipe.recipe import Overrides, Recipe
+from pretune.storage.object_store import is_url
 from pretune.tasks.alignment.aligned import Aligned
 from pretune.tasks.base import (
     AnyTask,
@@ -46,7 +46,6 @@ from pretune.tasks.base import (
 )
 from pretune.tasks.distillation.taught import Taught
 from pretune.tasks.features import FeatureCache, own_columns
-from pretune.text.byte_stream import is_file, is_passing
 from pretune.training.adapters import check_base, check_lora, frozen_digest
 from pretune.training.callbacks import Callback, Callbacks, named_callbacks
 from pretune.training.checkpoint import (
@@ -63,7 +62,9 @@ from pretune.training.freeze import freeze
 from pretune.training.limits import check_limits
 from pretune.training.logging import JsonLines, Reporter, SampleFile, TensorBoard
 from pretune.training.loop import Trainer, check_batches_stay_whole
+from pretune.training.mirror import Mirror, check_free, clear_copy, copied_recipe, fetch_run
 from pretune.training.modes import determinism, set_modes
+from pretune.training.passing import check_data_is_there, passing_data, resume_command
 from pretune.training.reference_scores import (
     REFERENCE_FILE,
     check_reference,
@@ -87,6 +88,7 @@ MAY_CHANGE = (
     "train.save_every",
     "train.keep",
     "train.background_save",
+    "train.mirror",
     "train.eval_batch_tokens",
     "train.log_every",
     "train.workers",
@@ -123,6 +125,8 @@ def train_recipe(
     with joined(world, device):
         if world.main:
             folder.check(recipe, overwrite=overwrite)
+            if recipe.train.mirror is not None and not overwrite:
+                check_free(recipe.train.mirror)
         return _Run(recipe, folder, world, device, quiet=quiet, callbacks=callbacks).go()
 
 
@@ -142,6 +146,8 @@ def train_or_resume(
     device = own_device(recipe.train.device, world)
     with joined(world, device), ExitStack() as stack:
         # The main process looks: by the time that others look, it may have begun the run.
+        if recipe.train.mirror is not None:
+            world.decided(partial(_fetch_copy, folder, recipe))
         if not world.decided(folder.exists):
             if world.main:
                 folder.check(recipe)
@@ -161,8 +167,27 @@ def _finished(folder: RunFolder, recipe: Recipe) -> RunResult | None:
     passing = passing_data(earlier)
     _check_unchanged(earlier, recipe, (*MAY_CHANGE, *passing))
     if (result := folder.result()) is None:
-        _check_data_is_there(folder.path, recipe, passing)
+        check_data_is_there(folder.path, recipe, passing)
+    else:
+        _complete_copy(folder, recipe)
     return result
+
+
+def _fetch_copy(folder: RunFolder, recipe: Recipe) -> None:
+    """Copy a run from object storage, where another machine has brought it further."""
+    place = recipe.train.mirror
+    theirs = None if place is None else copied_recipe(place)
+    if place is None or theirs is None:
+        return
+    theirs = theirs.changed({"output": recipe.output})
+    _check_unchanged(theirs, recipe, (*MAY_CHANGE, *passing_data(theirs)))
+    fetch_run(place, folder)
+
+
+def _complete_copy(folder: RunFolder, recipe: Recipe) -> None:
+    """Send what the copy of a finished run lacks."""
+    if recipe.train.mirror is not None:
+        Mirror(recipe.train.mirror, folder.path, lambda text: None).send()
 
 
 def resume(
@@ -177,73 +202,40 @@ def resume(
     On the same machine with the same versions the result is the same, bit for bit, as without the
     interruption. A finished run is left as it is.
 
+    Args:
+        path: the folder of the run, or its copy in object storage (`train.mirror`), which goes on
+            in the folder that the recipe names.
+        overrides: of keys that may change.
+        quiet: show no progress.
+        callbacks: as for `train_recipe`.
+
     Raises:
         PretuneError: no run there, its recipe or data have changed, or they were in the memory of a
             program and are not handed in again.
         Interrupted: by SIGINT or SIGTERM; the last model is saved.
     """
+    if is_url(path):
+        copied = copied_recipe(str(path))
+        if copied is None:
+            raise RunError(f"{path}: no copy of a run here", "Give what train.mirror named.")
+        recipe = copied.changed({"train.mirror": str(path)}).changed(overrides)
+        return train_or_resume(recipe, quiet=quiet, callbacks=callbacks)
     folder = RunFolder(path)
     # The folder may have been moved since the run began.
     earlier = folder.recipe().changed({"output": str(path)})
     recipe = earlier.changed(overrides)
     passing = passing_data(earlier)
     _check_unchanged(earlier, recipe, (*MAY_CHANGE, *passing))
-    if (finished := folder.result()) is not None:
-        return finished
-    _check_data_is_there(path, recipe, passing)
     world = environment_world()
+    if (finished := folder.result()) is not None:
+        if world.main:
+            _complete_copy(folder, recipe)
+        return finished
+    check_data_is_there(path, recipe, passing)
     device = own_device(recipe.train.device, world)
     with joined(world, device), folder.locked() if world.main else nullcontext():
         run = _Run(recipe, folder, world, device, quiet=quiet, resumed=True, callbacks=callbacks)
         return run.go()
-
-
-def _check_data_is_there(path: str | Path, recipe: Recipe, passing: Mapping[str, str]) -> None:
-    """Check data that cannot be read again; `passing` are those that the run began with."""
-    for key, source in passing_data(recipe).items():
-        if is_from_memory(source):
-            _check_handed_in(path, key, source, passing.get(key))
-        elif not all(map(is_file, source.split(","))):
-            raise RunError(
-                f"{path}: its {key} came through a pipe ({source}), and is gone",
-                f"Save the same data to a file, and name it: {resume_command(path)}",
-            )
-
-
-def _check_handed_in(path: str | Path, key: str, source: str, earlier: str | None) -> None:
-    """Check that data from memory are at hand, and are those of the run.
-
-    Args:
-        path: the folder of the run.
-        key: which data: `data.train` or `data.validation`.
-        source: their name in the recipe.
-        earlier: that of the data that the run began with, if they could not be read again either.
-    """
-    if earlier is not None and is_from_memory(earlier) and source != earlier:
-        raise RunError(
-            f"{path}: other data than those that it began with: {source}; they were {earlier}",
-            "Hand in the same rows in the same order; or start a new run from its weights: "
-            f"pretune.train(RECIPE, {{'model.from': '{path}', 'output': ...}}, data=...).",
-        )
-    if not is_held(source):
-        raise gone(source, path, key)
-
-
-def passing_data(recipe: Recipe) -> dict[str, str]:
-    """Return the sources of data that cannot be read again, by their keys in the recipe."""
-    sources = {"data.train": recipe.data.train, "data.validation": recipe.data.validation}
-    return {
-        key: source
-        for key, source in sources.items()
-        if isinstance(source, str)
-        and (is_from_memory(source) or any(map(is_passing, source.split(","))))
-    }
-
-
-def resume_command(path: str | Path) -> str:
-    """Return the shell command that continues a run; it names files for data from pipes."""
-    named = "".join(f" {key}=FILE" for key in passing_data(RunFolder(path).recipe()))
-    return f"pretune train --resume {path}{named}"
 
 
 def starting_model(
@@ -321,6 +313,7 @@ class _Run:
         named = named_callbacks(recipe.train.callbacks)
         self.callbacks = Callbacks([*named, *callbacks], folder.path)
         self.lessons: Lessons | None = None
+        self.mirror: Mirror | None = None
 
     def go(self) -> RunResult:
         """Read, load, train, and write the result."""
@@ -431,6 +424,8 @@ class _Run:
             else:
                 stack.enter_context(self.folder.locked())
                 self.folder.create(self.recipe)
+                if self.recipe.train.mirror is not None:
+                    clear_copy(self.recipe.train.mirror)
                 self._say(str(self.bundle.report))
                 if (layers := self.recipe.model.layers) is not None:
                     which = layers if isinstance(layers, str) else ", ".join(map(str, layers))
@@ -447,6 +442,9 @@ class _Run:
                     "Something else lies there; remove it and continue with pretune train --resume "
                     f"{path}.",
                 ) from None
+            if self.recipe.train.mirror is not None:
+                self.mirror = Mirror(self.recipe.train.mirror, path, self._say)
+                stack.enter_context(self.mirror)
         self._check_shared_folder()
 
     def _check_shared_folder(self) -> None:
@@ -634,7 +632,12 @@ class _Run:
             world=self.world,
             extra=self.fingerprints,
             say=self._say,
+            published=self._published,
         )
+
+    def _published(self) -> None:
+        if self.mirror is not None:
+            self.mirror.soon()
 
     def _trainer(self, store: RunCheckpoints, stop: StopRequest) -> Trainer:
         """Put the model on its device, spread it over the processes, and make its trainer."""

@@ -33,7 +33,7 @@ EVENTS, CHECKPOINTS = "events", "checkpoints"
 #: Locked by the process that trains, whose number it holds.
 RUN_LOCK = ".lock"
 #: What a run writes in addition to its recipe; links stand before what they point at.
-_OURS = (
+OURS = (
     *(RESULT, METRICS, EVENTS, "best", "last"),
     *(CHECKPOINTS, REFERENCE_FILE, SAMPLES, KERNELS_FILE),
 )
@@ -179,7 +179,7 @@ class RunFolder:
 
     def _clear(self) -> None:
         """Remove an earlier run: only what a run writes, except the recipe, which is replaced."""
-        for name in _OURS:
+        for name in OURS:
             path = self.path / name
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)

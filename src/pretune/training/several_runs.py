@@ -107,7 +107,9 @@ def _train_each(
     todo = []
     for name, changes in named.items():
         output = str(Path(recipe.output) / name)
-        own = recipe.changed({**changes, "output": output})
+        mirror = recipe.train.mirror
+        places = {"output": output, "train.mirror": mirror and f"{mirror}/{name}"}
+        own = recipe.changed({**changes, **places})
         folder = RunFolder(output)
         exists = not overwrite and folder.holds(own)
         if not exists:
