@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -34,16 +32,6 @@ from pretune.storage.object_store import (
 from tests.corpus.conftest import contents
 
 ROWS = b"text,label\na good film,1\na bad film,0\n"
-
-
-@pytest.fixture
-def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """An empty bucket, and a cache of its own."""
-    monkeypatch.setenv("PRETUNE_CACHE", str(tmp_path / "cache"))
-    memory = fsspec.filesystem("memory")
-    yield memory
-    if memory.exists("/bucket"):
-        memory.rm("/bucket", recursive=True)
 
 
 @pytest.mark.parametrize(

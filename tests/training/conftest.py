@@ -8,6 +8,9 @@ from typing import Any
 import pytest
 
 from pretune.recipe.recipe import Recipe
+from tests.storage.bucket import store
+
+__all__ = ["store", "toy_data", "toy_recipe"]
 
 
 @pytest.fixture

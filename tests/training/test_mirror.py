@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import pytest
 from typer.testing import CliRunner
 
@@ -26,16 +25,6 @@ from tests.training.outcomes import StopAt, assert_alike, outcome
 
 Make = Callable[..., Recipe]
 PLACE = "memory://bucket/runs/films"
-
-
-@pytest.fixture
-def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """An empty bucket, and a cache of its own."""
-    monkeypatch.setenv("PRETUNE_CACHE", str(tmp_path / "cache"))
-    memory = fsspec.filesystem("memory")
-    yield memory
-    if memory.exists("/bucket"):
-        memory.rm("/bucket", recursive=True)
 
 
 @pytest.fixture
