@@ -239,7 +239,7 @@ def test_a_model_is_loaded_from_there(store: Any, tiny_folder: Path, tmp_path: P
 
 
 def test_a_run_is_not_written_there(store: Any) -> None:
-    with pytest.raises(PretuneError, match="train.mirror=URL keeps a copy"):
+    with pytest.raises(PretuneError, match=r"train\.mirror=URL keeps a copy"):
         Recipe.load("mrpc", {"output": "s3://bucket/run"})
 
 
