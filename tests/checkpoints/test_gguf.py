@@ -240,3 +240,52 @@ def test_any_flipped_byte_gives_a_file_or_an_error(
             GgufFile(path)
         except CheckpointError as error:
             assert str(path) in error.message  # noqa: PT017 - either is fine
+
+
+def places(raw: bytes) -> list[int]:
+    """Where a part of a header ends: each of these is a place to cut a file off."""
+    ends, take = [4, 8, 16, 24], struct.Struct("<Q").unpack_from
+    tensors, entries = take(raw, 8)[0], take(raw, 16)[0]
+    sizes = dict(enumerate((1, 1, 2, 2, 4, 4, 4, 1))) | {10: 8, 11: 8, 12: 8}
+
+    def step(by: int) -> int:
+        ends.append(ends[-1] + by)
+        return ends[-2]
+
+    def value(kind: int) -> None:
+        if kind == 8:
+            step(take(raw, step(8))[0])
+        elif kind == 9:
+            inner, count = struct.unpack_from("<IQ", raw, step(12))
+            for _ in range(count):
+                value(inner)
+        else:
+            step(sizes[kind])
+
+    for _ in range(entries):
+        value(8)
+        value(struct.unpack_from("<I", raw, step(4))[0])
+    for _ in range(tensors):
+        value(8)
+        step(8 * struct.unpack_from("<I", raw, step(4))[0])
+        step(12)
+    return ends
+
+
+def test_a_file_that_is_cut_off_anywhere_in_its_header_is_refused(
+    file: Path, tmp_path: Path
+) -> None:
+    raw = file.read_bytes()
+    known = GgufFile(file)
+    # The last place is that of the tensors, but for what fills up to a multiple of 64.
+    ends = places(raw)
+    assert 0 <= known.tensors["plain"].start - ends[-1] < 64
+    path = tmp_path / "cut.gguf"
+    last = max(tensor.start + tensor.size for tensor in known.tensors.values())
+    for end in [*ends, *(t.start + t.size - 1 for t in known.tensors.values()), last - 64]:
+        for cut in (end - 1, end):
+            path.write_bytes(raw[:cut])
+            with pytest.raises(CheckpointError, match=r"cut\.gguf: "):
+                GgufFile(path)
+    path.write_bytes(raw[:last])
+    assert [*GgufFile(path).tensors] == [*known.tensors]

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
+import os
+import random
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +18,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from pretune.bundle.bundle import Bundle, load, outline
 from pretune.bundle.convert import convert
 from pretune.checkpoints import gguf_folder
-from pretune.checkpoints.gguf import GgufFile
+from pretune.checkpoints.gguf import GgufFile, _Header
 from pretune.checkpoints.gguf_folder import folder_of_gguf
 from pretune.checkpoints.source import find_source, find_tokenizer
 from pretune.errors import CheckpointError, Note
 from pretune.export.gguf_file import export_gguf
 from tests.checkpoints.gguf_files import SIZES, llama_state, rows_of_tokens, write_llama
+from tests.checkpoints.test_fuzz import little_memory
 from tests.export.test_gguf import gpt2  # noqa: F401 - a fixture
 
 
@@ -199,3 +204,45 @@ def test_transformers_reads_the_same_from_the_file(kind: str, stored: str, tmp_p
         expected = theirs(torch.tensor([ids])).logits[0, -1]
         ours, _ = load(path).model.start([ids])  # type: ignore[operator]
     torch.testing.assert_close(ours[0], expected, rtol=0, atol=1e-4)
+
+
+#: What no sensible file says in an entry that describes a model or a token.
+STRANGE = [0, -1, 7, 2**31, 2**64 - 1, -(2**63), math.nan, math.inf, -1e300, True, "", "x" * 10**5]
+STRANGE += [[], [1], ["a"], [math.nan], None]
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole model with its tokenizer."""
+    path = tmp_path_factory.mktemp("strange") / "m.gguf"
+    return write_llama(path, llama_state("llama", rows_of_tokens()))
+
+
+def test_strange_entries_give_a_model_or_an_error_that_names_the_file(
+    small: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every entry with every strange value would take a minute: some of all, always the same."""
+    monkeypatch.setenv("PRETUNE_CACHE", "off")
+    real, changes = _Header.entries, dict[str, Any]()
+
+    def changed(header: _Header, count: int) -> Iterator[tuple[str, Any]]:
+        yield from {**dict(real(header, count)), **changes}.items()
+
+    monkeypatch.setattr(_Header, "entries", changed)
+    keys = [key for key in GgufFile(small).entries if key != "tokenizer.chat_template"]
+    keys += ["tokenizer.ggml.scores", "tokenizer.ggml.eot_token_id", "llama.rope.scale_linear"]
+    cases = [(key, value) for key in keys for value in STRANGE]
+    refused = 0
+    for key, value in random.Random(0).sample(cases, 60):
+        changes.clear()
+        changes[key] = value
+        os.utime(small, ns=(len(changes), refused))  # another file to the cache of folders
+        try:
+            with little_memory():
+                folder_of_gguf(small)
+        except CheckpointError as error:
+            refused += 1
+            assert str(small) in error.message, (key, value)  # noqa: PT017 - either is fine
+            assert len(str(error)) < 2000
+    assert refused > 30
+

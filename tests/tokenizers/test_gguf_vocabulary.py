@@ -152,6 +152,8 @@ def test_templates_are_kept() -> None:
         (byte_level(eos_token_id=-1), "eos_token_id is -1"),
         (byte_level(add_bos_token=True), "but no tokenizer.ggml.bos_token_id"),
         (llama(scores=SCORES[:-1]), "12 tokens, and 11 scores"),
+        (llama(scores=[*SCORES[:-1], float("nan")]), "scores has one that is no number"),
+        (byte_level(eos_token_id="x" * 10**5), "eos_token_id is 'x{50,100}, of 14 tokens"),
         (byte_level() | {"tokenizer.chat_template": 3}, "is not a text"),
     ],
 )
@@ -160,3 +162,13 @@ def test_what_cannot_be_read_is_named(entries: dict[str, Any], why: str) -> None
         gguf_tokenizer(entries, FILE)
     assert caught.value.message.startswith("model.gguf: ")
     assert caught.value.hint
+
+
+def test_what_takes_hours_to_merge_is_refused() -> None:
+    long = "a" * 100_000
+    entries = llama(tokens=[*PIECES, long], token_type=[1] * 13, scores=[*SCORES, -20.0])
+    with pytest.raises(CheckpointError, match="a token of 100,000 characters"):
+        gguf_tokenizer(entries, FILE)
+    # A symbol that is found as a whole may have any length.
+    entries = entries | {"tokenizer.ggml.token_type": [2, 3, 3, 6, 6, *[1] * 7, 4]}
+    assert tokens_of(entries, f"ab{long}")[-1] == long

@@ -145,6 +145,11 @@ DAMAGED = {
     "longer than it is": (b"\x0a\xff\xff\xff\xff\x0f", "a field is cut off"),
     "endless number": (b"\xff" * 20, "more than 64 bits"),
     "table": (message(UNKNOWN, (3, message((2, b"\xff\xff\xff\x7f")))), "table of replacements"),
+    # A quarter of a million ways to divide it, each a copy: hours, and gibibytes.
+    "an endless piece": (
+        b"\x0a\xcc\xb3\x06\x0a\xc8\xb3\x06" + b"a" * 104904 + message(UNKNOWN, (2, message((3, 2)))),
+        "a piece of 104,904 characters, over 512",
+    ),
     "not such a file": (b'{"a": 1}', "not a SentencePiece model"),
 }
 
@@ -154,6 +159,16 @@ def test_damage_is_named(tmp_path: Path, name: str) -> None:
     data, match = DAMAGED[name]
     with pytest.raises(CheckpointError, match=rf"m\.spm: [\s\S]*{match}"):
         read(tmp_path, data)
+
+
+def test_fields_that_are_not_known_change_nothing(tmp_path: Path) -> None:
+    """Newer versions may write more: at the top, in a piece, and about training."""
+    odd = bytes([12 << 3, 0xFF, 0x01]) + bytes([13 << 3 | 1]) + b"12345678"
+    odd += bytes([14 << 3 | 5]) + b"1234"
+    number, body = piece(b"b", -2.0)
+    more = message(UNKNOWN, piece("▁a".encode(), -1.0), (number, body + odd))
+    more += odd + message((2, message((3, 1)) + odd))
+    assert read(tmp_path, more) == read(tmp_path, SMALL)
 
 
 @pytest.mark.parametrize("name", ["MOST_PIECES", "LARGEST_FILE"])

@@ -261,7 +261,14 @@ class _Origin:
                 f"{', '.join(preset_names())}.",
             )
         entries |= config_class.dropout_entries(dropout, attention_dropout)
-        return sizes_of(self.family, entries, self.place)
+        sizes = sizes_of(self.family, entries, self.place)
+        for name, value in (changes or {}).items():
+            if isinstance(value, bool) and getattr(sizes, name) is not value:
+                raise CheckpointError(
+                    f"model.config: a {self.family.model_type} model has no '{name}'",
+                    "Leave it out.",
+                )
+        return sizes
 
     def filled(
         self,

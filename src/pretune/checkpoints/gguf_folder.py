@@ -16,7 +16,7 @@ import re
 import shutil
 import tempfile
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -24,11 +24,13 @@ from typing import Any
 import torch
 
 from pretune.checkpoints.atomic_io import atomic_folder, atomic_text, make_folder
+from pretune.checkpoints.config import family_of, sizes_of
 from pretune.checkpoints.gguf import GgufFile
 from pretune.checkpoints.gguf_models import GgufWeights, gguf_config
 from pretune.checkpoints.unsupported import GGUF_FILE
 from pretune.checkpoints.weights import SAFETENSORS_DTYPES, WeightSource
 from pretune.errors import CheckpointError, RunError, note
+from pretune.models.config import brief
 from pretune.storage.cache_folder import cache_folder
 from pretune.tokenizers.classes import INPUTS
 from pretune.tokenizers.gguf_vocabulary import gguf_tokenizer
@@ -72,7 +74,7 @@ def _kept_folder(path: Path, cache: Path, same: tuple[Any, ...]) -> Path | None:
     if place.is_dir():
         return place
     file = GgufFile(path)
-    weights = GgufWeights(file)
+    weights = _checked_weights(file)
     layout, size = _layout(weights)
     if size > MOST_KEPT:
         return None
@@ -99,7 +101,7 @@ def _temporary_folder(path: Path, same: tuple[Any, ...]) -> Path:
     if (known := _temporary_folders.get(same)) is not None and known.is_dir():
         return known
     file = GgufFile(path)
-    GgufWeights(file)  # refuses what cannot be used before anything is written
+    _checked_weights(file)
     try:
         outer = Path(tempfile.mkdtemp(prefix="pretune-gguf-"))
         atexit.register(_remove, outer, os.getpid())
@@ -114,6 +116,17 @@ def _temporary_folder(path: Path, same: tuple[Any, ...]) -> Path:
         ) from None
     _temporary_folders[same] = folder
     return folder
+
+
+def _checked_weights(file: GgufFile) -> GgufWeights:
+    """Open the weights, and refuse what cannot be used before anything is written.
+
+    Errors about sizes name the GGUF file: the folder that is made of it is nothing that a person
+    has seen.
+    """
+    weights, config = GgufWeights(file), gguf_config(file)
+    sizes_of(family_of(config, file.path), config, file.path)
+    return weights
 
 
 def _remove(folder: Path, process: int) -> None:
@@ -149,11 +162,25 @@ def _write_beside(file: GgufFile, folder: Path) -> None:
     numbers = {name: tokenizer.special_id(f"{name}_token") for name in ("bos", "eos", "pad")}
     named = {f"{name}_token_id": number for name, number in numbers.items() if number is not None}
     _write_json(folder / "config.json", {**gguf_config(file), **named})
-    ends = [file.entries.get(f"tokenizer.ggml.{name}") for name in _ENDS]
-    ends = [*dict.fromkeys(end for end in ends if isinstance(end, int))]
+    ends = [*dict.fromkeys(_ends(file))]
     listed = {"eos_token_id": ends} if len(ends) > 1 else {}
     if named:
         _write_json(folder / "generation_config.json", {**named, **listed})
+
+
+def _ends(file: GgufFile) -> Iterator[int]:
+    """The tokens that end a text or a turn."""
+    count = len(file.entries["tokenizer.ggml.tokens"])
+    for name in _ENDS:
+        end = file.entries.get(f"tokenizer.ggml.{name}")
+        if end is None:
+            continue
+        if type(end) is not int or not 0 <= end < count:
+            raise CheckpointError(
+                f"{file.path}: tokenizer.ggml.{name} is {brief(repr(end))}, of {count:,} tokens",
+                "Copy the file again.",
+            )
+        yield end
 
 
 def _write_json(path: Path, values: Mapping[str, Any]) -> None:

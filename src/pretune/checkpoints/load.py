@@ -115,6 +115,7 @@ def fit_weights(
     _refuse_other_depth(weights, family, backbone, folder)
     plan, missing = _match(model, weights, {k: v for k, v in table.items() if k not in fresh})
     _refuse_missing(missing, weights, table, family, head, folder)
+    _refuse_second_positions(weights, family, backbone, folder)
     # What the file has and the model does not; and what no model of the family has.
     used = {part for names in plan.values() for part in names.parts}
     return Fit(plan, tuple(missing), weights.names - used - ignored_names(family, head, stacks))
@@ -129,6 +130,21 @@ def _unknown(fit: Fit, family: Family, stacks: tuple[int, ...]) -> set[str]:
         for name in fit.unused - heads - body - {family.prefix + part for part in body}
         if name.partition(".")[0] not in family.other_heads
     }
+
+
+def _placeless(fit: Fit, family: Family, stacks: tuple[int, ...]) -> set[str]:
+    """The unused names of backbones that are not of the one that `config.json` describes.
+
+    Without those that heads do without, such as a pooler's.
+    """
+    optional = tuple(f"{name}." for name in family.optional)
+    body = {
+        part
+        for ours, names in expand(family.rules, stacks).items()
+        if not ours.startswith(optional)
+        for part in names.parts
+    }
+    return {name for name in fit.unused if name.removeprefix(family.prefix) in body}
 
 
 def _body(family: Family, stacks: tuple[int, ...]) -> set[str]:
@@ -196,6 +212,11 @@ def load_into(
         note(
             f"{folder}: in the file, but in no {family.model_type} model, and left out: "
             f"{_some(unknown, 3)}"
+        )
+    if placeless := sorted(map(weights.stored, _placeless(fit, family, backbone.stacks))):
+        note(
+            f"{folder}: in the file, but not in the model that config.json describes, and left "
+            f"out: {_some(tuple(placeless), 3)}"
         )
     return model, LoadReport(
         source=str(folder),
@@ -324,6 +345,22 @@ def _refuse_other_depth(
             f"If the file is whole, set {entry} to {count} in {config}; else copy both again. A "
             "model that is to have fewer layers needs a file without the others.",
         )
+
+
+def _refuse_second_positions(
+    weights: WeightSource, family: Family, backbone: Backbone, folder: Path
+) -> None:
+    """Refuse a file with a table of positions that `config.json` says are computed."""
+    table = expand(family.rules, backbone.stacks).get("embeddings.positions.weight")
+    computed = "embeddings.sinusoids" in dict(backbone.named_buffers())
+    for name in table.parts if computed and table is not None else ():
+        for own in {name, family.prefix + name} & weights.names:
+            raise CheckpointError(
+                f"{weights.file_of(own)}: has a table of positions ('{weights.stored(own)}'), but "
+                "config.json makes sinusoids of them (position_embedding_type)",
+                f"If it is a {family.model_type} as published, set position_embedding_type to "
+                f"absolute in {config_file(folder)}.",
+            )
 
 
 def _refuse_missing(

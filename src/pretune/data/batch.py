@@ -137,6 +137,17 @@ class PackedBatch:
         """The last token of each sequence."""
         return Selection(self.cu_seqlens[1:].long() - 1, self._one_each())
 
+    def last_but(self, pad: int) -> Selection:
+        """The last token of each sequence that is not `pad`; the first where all of them are."""
+        padding = self.tokens == pad
+        # Texts hardly ever end so; elsewhere than on the CPU, asking would wait.
+        if padding.device.type == "cpu" and not bool(padding[self.last.rows].any()):
+            return self.last
+        places = self.positions.masked_fill(padding, 0)[: self.num_tokens]
+        furthest = places.new_zeros(self.num_sequences)
+        furthest = furthest.scatter_reduce(0, self.owners, places, "amax")
+        return Selection(self.first.rows + furthest, self._one_each())
+
     def _one_each(self) -> Layout:
         return Layout.of([1] * self.num_sequences, self.cu_seqlens.device)
 

@@ -155,6 +155,7 @@ def _write_reader(graph: GraphWriter, exported: Exported) -> None:
     # The embeddings are the family's own, and so is the pooler.
     batch = _batch(graph, inputs["input_ids"], positions, inputs.get("token_type_ids"))
     batch.means = partial(_means, graph, attention_mask)
+    batch.last_but = partial(_last_but, graph, inputs["input_ids"], attention_mask)
     x = backbone.embeddings(batch).value
     places = Places(graph, positions, length, length)
     for layer in backbone.layers:
@@ -201,6 +202,14 @@ def _pick(graph: GraphWriter, hidden: str, attention_mask: str, which: str) -> s
     counted = graph.add("CumSum", attention_mask, graph.whole(1))
     last = graph.add("ArgMax", counted, axis=1, keepdims=1)
     return graph.add("GatherND", hidden, last, batch_dims=1)
+
+
+def _last_but(graph: GraphWriter, ids: str, attention_mask: str, pad: int) -> Recorded:
+    """The number `[batch, 1]` of each text's last token that is not `pad`."""
+    others = graph.add("Not", graph.add("Equal", ids, graph.whole(pad)))
+    kept = graph.add("Mul", attention_mask, graph.add("Cast", others, to=TensorProto.INT64))
+    counted = graph.add("CumSum", kept, graph.whole(1))
+    return Recorded(graph, graph.add("ArgMax", counted, axis=1, keepdims=1))
 
 
 def _pooler(backbone: Backbone, batch: Batch) -> Callable[[Any], Any] | None:

@@ -149,8 +149,18 @@ class StandIn(nn.Module):
         self.embeddings = backbone.embeddings
         self._pooled: Recorded | None = None
 
-    def forward(self, batch: Batch, *, select: str | None = None, **_: Any) -> ModelOutput:
-        """Give the hidden states of all tokens, or of the first or last of each sequence."""
+    def forward(
+        self, batch: Batch, *, select: str | Recorded | None = None, **_: Any
+    ) -> ModelOutput:
+        """Give the hidden states of all tokens, or of one of each sequence.
+
+        Args:
+            batch: what heads read.
+            select: `first`, `last`, `every`, or the number of a token of each sequence, `[B, 1]`.
+        """
+        if isinstance(select, Recorded):
+            own = self.graph.add("GatherND", self.hidden, select.value, batch_dims=1)
+            return ModelOutput(Recorded(self.graph, own))  # type: ignore[arg-type]
         rows = self.hidden if select in (None, batch.every) else self.pick(str(select))
         pooled = self.pooled() if select in (None, batch.first) else None
         return ModelOutput(Recorded(self.graph, rows), pooled)  # type: ignore[arg-type]

@@ -32,7 +32,7 @@ from pretune.models.layers import (
     SelfAttention,
     sample_rows,
 )
-from pretune.models.rope import Rope, read_rope_parameters
+from pretune.models.rope import Rope, read_rope_parameters, refuse_partial_rope
 
 #: What a sequence classifier reads: the first token, the mean of all tokens, or (late) it answers
 #: for each token, and the mean of the answers counts.
@@ -104,7 +104,9 @@ class EuroBertConfig(ModelConfig):
     @override
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        return super().from_dict({**values, "rope_parameters": read_rope_parameters(values, THETA)})
+        parameters = read_rope_parameters(values, THETA)
+        refuse_partial_rope(parameters, cls.model_type)
+        return super().from_dict({**values, "rope_parameters": parameters})
 
     @override
     def to_dict(self) -> dict[str, Any]:

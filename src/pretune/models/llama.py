@@ -28,10 +28,12 @@ from pretune.models.layers import (
     RMSNorm,
     SelfAttention,
 )
-from pretune.models.rope import Rope, read_rope_parameters
+from pretune.models.rope import Rope, read_rope_parameters, refuse_partial_rope
 
 #: The kinds of layers in `layer_types`: those that see all tokens before, and those with a window.
 FULL, SLIDING = "full_attention", "sliding_attention"
+#: The entries that say which linear maps have a bias.
+BIASES = ("attention_bias", "mlp_bias")
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,7 @@ class LlamaConfig(ModelConfig):
     Class attributes:
         qkv_bias: whether queries, keys and values always have a bias.
         head_norms: whether each head's queries and keys are normed.
+        biases: the entries of `BIASES` that the family's class in transformers reads.
     """
 
     model_type: ClassVar[str] = "llama"
@@ -50,6 +53,7 @@ class LlamaConfig(ModelConfig):
     eps_name: ClassVar[str] = "rms_norm_eps"
     qkv_bias: ClassVar[bool] = False
     head_norms: ClassVar[bool] = False
+    biases: ClassVar[tuple[str, ...]] = BIASES
 
     vocab_size: int = 32000
     hidden_size: int = 4096
@@ -102,13 +106,7 @@ class LlamaConfig(ModelConfig):
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         parameters = read_rope_parameters(values, 10_000.0)
-        # transformers' classes of these families turn whole heads.
-        part = parameters.get("partial_rotary_factor")
-        if part is not None and part != 1:
-            raise CheckpointError(
-                f"config: partial_rotary_factor is {brief(part)}",
-                f"A {cls.model_type} turns all dimensions of a head: 1.",
-            )
+        refuse_partial_rope(parameters, cls.model_type)
         # Where a family has no windows, transformers' caches have them all the same.
         kinds, named = values.get("layer_types"), {item.name for item in fields(cls)}
         plain = not kinds or (isinstance(kinds, list) and all(kind == FULL for kind in kinds))
@@ -117,7 +115,10 @@ class LlamaConfig(ModelConfig):
                 f"config: layer_types is {brief(repr(kinds))}",
                 f"All layers of a {cls.model_type} are {FULL}.",
             )
-        return super().from_dict({**values, "rope_parameters": parameters})
+        # Entries of another family's files change nothing.
+        unread = {name for name in BIASES if name not in cls.biases}
+        own = {name: value for name, value in values.items() if name not in unread}
+        return super().from_dict({**own, "rope_parameters": parameters})
 
     @override
     def to_dict(self) -> dict[str, Any]:
@@ -195,6 +196,7 @@ class MistralConfig(LlamaConfig):
     """The sizes of a Mistral; all its layers have a window, unless `sliding_window` is null."""
 
     model_type: ClassVar[str] = "mistral"
+    biases: ClassVar[tuple[str, ...]] = ()
 
     intermediate_size: int = 14336
     num_key_value_heads: int | None = 8
@@ -225,6 +227,7 @@ class Qwen2Config(LlamaConfig):
 
     model_type: ClassVar[str] = "qwen2"
     qkv_bias: ClassVar[bool] = True
+    biases: ClassVar[tuple[str, ...]] = ()
 
     vocab_size: int = 151936
     intermediate_size: int = 22016
@@ -288,6 +291,7 @@ class Qwen3Config(Qwen2Config):
     model_type: ClassVar[str] = "qwen3"
     qkv_bias: ClassVar[bool] = False
     head_norms: ClassVar[bool] = True
+    biases: ClassVar[tuple[str, ...]] = ("attention_bias",)
 
     head_dim: int | None = 128
 

@@ -325,3 +325,21 @@ def read_rope_parameters(
         return entry(given)
     nested = any(kind in given for kind in layer_types)
     return {kind: entry(given.get(kind, {}) if nested else given) for kind in layer_types}
+
+
+def refuse_partial_rope(parameters: Mapping[str, Any], model_type: str) -> None:
+    """Refuse the entry for a part of a head in a family whose class in transformers turns all.
+
+    Args:
+        parameters: from `read_rope_parameters`.
+        model_type: of the family.
+
+    Raises:
+        CheckpointError: there is one.
+    """
+    part = parameters.get("partial_rotary_factor")
+    if part is not None and part != 1:
+        raise CheckpointError(
+            f"config: partial_rotary_factor is {str(part)[:100]}",
+            f"A {model_type} turns all dimensions of a head: 1.",
+        )

@@ -7,6 +7,7 @@ that is not known here is refused, as other rules would give other tokens withou
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from tokenizers import Tokenizer as RustTokenizer
 from pretune.errors import CheckpointError
 from pretune.tokenizers.engines import ends_processor
 from pretune.tokenizers.model_types import PLAIN
+from pretune.tokenizers.sentencepiece import LONGEST_MERGED
 from pretune.tokenizers.tokenizer import Tokenizer
 
 _PREFIX = "tokenizer.ggml."
@@ -75,6 +77,9 @@ def gguf_tokenizer(entries: Mapping[str, Any], path: Path) -> Tokenizer:
         engine = _byte_level(entries, vocabulary, path)
     elif kind == "llama":
         scores = _list(entries, "scores", float, path)
+        made = (t for t, k in zip(tokens, types, strict=True) if k not in (_CONTROL, _WHOLE))
+        if (longest := max(map(len, made), default=0)) > LONGEST_MERGED:
+            raise _damaged(path, f"a token of {longest:,} characters")
         engine = _sentencepiece(entries, vocabulary, scores, special.get("unk_token"), path)
     else:
         raise _unread(path, "model", kind, ("gpt2", "llama"))
@@ -129,6 +134,8 @@ def _sentencepiece(
     """SentencePiece's BPE, as Llama has it: spaces are U+2581, unknown characters are bytes."""
     if len(scores) <= max(vocabulary.values()):
         raise _damaged(path, f"{len(vocabulary):,} tokens, and {len(scores):,} scores")
+    if not all(map(math.isfinite, scores)):
+        raise _damaged(path, f"{_PREFIX}scores has one that is no number")
     merges = merges_of_scores(vocabulary, scores)
     engine = _bpe(
         path, dict(vocabulary), merges, fuse_unk=True, byte_fallback=True, unk_token=unknown
@@ -159,7 +166,7 @@ def merges_of_scores(
     """
     pairs = []
     for token, number in vocabulary.items():
-        for i in range(1, len(token)):
+        for i in range(1, len(token) if len(token) <= LONGEST_MERGED else 0):
             left, right = vocabulary.get(token[:i]), vocabulary.get(token[i:])
             if left is not None and right is not None:
                 pairs.append((-scores[number], number, left, right, token[:i], token[i:]))
@@ -198,7 +205,8 @@ def _special_tokens(
         if number is None:
             continue
         if type(number) is not int or not 0 <= number < len(tokens):
-            raise _damaged(path, f"{_PREFIX}{theirs} is {number!r}, of {len(tokens):,} tokens")
+            shown = repr(number)[:100]
+            raise _damaged(path, f"{_PREFIX}{theirs} is {shown}, of {len(tokens):,} tokens")
         special[ours] = tokens[number]
     return special
 

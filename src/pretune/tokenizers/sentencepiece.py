@@ -28,6 +28,9 @@ from pretune.tokenizers.engines import SPACE, UNREACHED
 LARGEST_FILE = 2**27
 #: The most pieces; the largest published vocabularies have 256,000.
 MOST_PIECES = 2**20
+#: The most characters of a piece that merges make: SentencePiece itself trains no longer ones. All
+#: ways to divide a piece are tried, so that the time grows with the square of its length.
+LONGEST_MERGED = 512
 #: How SentencePiece numbers the kinds of models.
 _MODELS = {1: "unigram", 2: "bpe", 3: "word", 4: "char"}
 _BYTES = tuple(f"<0x{byte:02X}>" for byte in range(256))
@@ -133,6 +136,8 @@ def _parsed(path: Path, data: bytes) -> SentencePieceFile:
         )
     byte_fallback = _flag(trainer, 35, default=False)
     unknown = _checked(pieces, byte_fallback=byte_fallback)
+    if _MODELS.get(kind) == "bpe":
+        _refuse_endless(pieces)
     ids = {piece.text: number for number, piece in enumerate(pieces)}
 
     def control(field: int, usual: str) -> int | None:
@@ -171,7 +176,7 @@ def _flag(fields: dict[int, int | bytes], number: int, *, default: bool) -> bool
 
 def _piece(data: bytes) -> SentencePiece:
     # Nearly all are laid out in one way: the text, and a number of four bytes. This is faster.
-    if len(data) > 6 and data[0] == 0x0A and data[1] == len(data) - 7 and data[-5] == 0x15:
+    if len(data) > 6 and data[0] == 0x0A and 0x80 > data[1] == len(data) - 7 and data[-5] == 0x15:
         text, score, kind = data[2:-5], struct.unpack_from("<f", data, len(data) - 4)[0], 1
     else:
         fields = dict(read_fields(data))
@@ -206,6 +211,13 @@ def _checked(pieces: list[SentencePiece], *, byte_fallback: bool) -> int:
     if spelled != ({*_BYTES} if byte_fallback else set()):
         raise MalformedError("its pieces for bytes are not the 256 that there are")
     return unknown[0]
+
+
+def _refuse_endless(pieces: list[SentencePiece]) -> None:
+    """Refuse pieces that no training makes, and that would take hours to divide."""
+    made = (len(piece.text) for piece in pieces if piece.kind is PieceKind.NORMAL)
+    if (longest := max(made, default=0)) > LONGEST_MERGED:
+        raise MalformedError(f"a piece of {longest:,} characters, over {LONGEST_MERGED}")
 
 
 def _charsmap(table: bytes) -> bytes:
@@ -272,7 +284,9 @@ def merges_of(ids: dict[str, int], scores: dict[str, float]) -> list[tuple[str, 
         scores: those that merges may make, with their scores; the highest is merged first.
     """
     merges = []
-    for whole in sorted(scores, key=lambda text: -scores[text]):
+    # Longer ones are symbols, which are found as a whole.
+    made = [text for text in scores if len(text) <= LONGEST_MERGED]
+    for whole in sorted(made, key=lambda text: -scores[text]):
         pairs = [(whole[:cut], whole[cut:]) for cut in range(1, len(whole))]
         merges += [pair for pair in pairs if pair[0] in ids and pair[1] in ids]
     return merges

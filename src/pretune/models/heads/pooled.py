@@ -37,6 +37,9 @@ class PooledHead(nn.Module):
 class LastTokenClassifier(PooledHead):
     """A linear map without bias on the last token, which in a causal model has seen all others.
 
+    Where `config.json` has a `pad_token_id`, it is the last one that is not this token, as to
+    transformers: with a token that pads and ends texts, models are trained to be read before it.
+
     Args:
         backbone: a causal one.
         labels: outputs for each sequence.
@@ -52,7 +55,9 @@ class LastTokenClassifier(PooledHead):
 
     @override
     def read(self, batch: PackedBatch) -> Tensor:
-        last: Tensor = self.backbone(batch, select=batch.last).last_hidden_state
+        pad = getattr(self.backbone.config, "pad_token_id", None)
+        select = batch.last if pad is None else batch.last_but(pad)
+        last: Tensor = self.backbone(batch, select=select).last_hidden_state
         return last
 
     @override
