@@ -15,12 +15,17 @@ from transformers import (
     AutoModel,
     AutoModelForSequenceClassification,
     BertForSequenceClassification,
+    LlamaConfig,
+    LlamaModel,
 )
 
 from pretune.checkpoints.config import read_config
+from pretune.checkpoints.load import load_into
+from pretune.checkpoints.open import open_weights
 from pretune.data.batch import PackedBatch
 from pretune.errors import CheckpointError, Note
 from pretune.models.bert import BertConfig, BertModel
+from pretune.models.families import FAMILIES
 
 SEQUENCES = [[2, 5, 9, 33, 3], [2, 3], [2, *range(10, 50), 3], [2, 7, 7, 3]]
 SEGMENTS = [[0, 0, 0, 1, 1], [0, 0], [0] * 20 + [1] * 22, [0, 0, 1, 1]]
@@ -301,6 +306,20 @@ class TestFresh:
         assert (folder / "model.safetensors").read_bytes() == before
 
 
+def test_what_the_described_model_has_no_place_for_is_named(tmp_path):
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    sizes |= {"vocab_size": 9, "intermediate_size": 8, "num_key_value_heads": 1}
+    config = LlamaConfig(**sizes, attention_bias=True)
+    LlamaModel(config).save_pretrained(tmp_path)
+    entries = {**json.loads((tmp_path / "config.json").read_text()), "attention_bias": False}
+    own = FAMILIES["llama"]
+    with pytest.warns(Note, match="not in the model that config.json describes.*k_proj.bias"):
+        load_into(
+            lambda: own.build(own.backbone.config_class.from_dict(entries)),
+            *(open_weights(tmp_path), tmp_path, own, "backbone"),
+        )
+
+
 class TestSinusoidal:
     @pytest.fixture
     def folder(self, changed) -> Path:
@@ -321,6 +340,13 @@ class TestSinusoidal:
         for name, buffer in expected.named_buffers():
             assert torch.equal(found[name], buffer)
         assert report.missing == ()
+
+    def test_with_a_table_of_positions_in_the_file_it_is_refused(self, load, folder, tiny_folder):
+        """Transformers 5 does not read the entry, and would add the table."""
+        shutil.copy(tiny_folder / "model.safetensors", folder)
+        with pytest.raises(CheckpointError, match="position_embedding_type") as caught:
+            load(folder)
+        assert "set position_embedding_type to absolute" in caught.value.hint
 
     def test_outputs_are_finite(self, load, folder):
         assert ours(load(folder)[0], "last_hidden_state").isfinite().all()

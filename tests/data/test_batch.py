@@ -82,6 +82,18 @@ class TestBatch:
         features, packed = drawn
         assert packed.tokens[packed.first.rows].tolist() == [f.tokens[0] for f in features]
 
+    @given(st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=5), min_size=1, max_size=6))
+    def test_the_last_but_padding_is_the_one_that_transformers_takes(self, sequences):
+        packed = PackedBatch.of(sequences)
+        places = packed.last_but(0).rows - packed.first.rows
+        # GenericForSequenceClassification: the highest place of what is no padding, or 0.
+        expected = [
+            int((torch.arange(len(ids)) * (torch.tensor(ids) != 0)).argmax()) for ids in sequences
+        ]
+        assert places.tolist() == expected
+        assert packed.last_but(0).layout.lengths == (1,) * len(sequences)
+        assert packed.last_but(7) is packed.last
+
     @given(batches())
     def test_first_has_one_row_of_each(self, drawn):
         features, packed = drawn

@@ -23,6 +23,7 @@ from typer.testing import CliRunner
 from pretune.api import predict
 from pretune.bundle.bundle import load, save
 from pretune.cli.app import app
+from pretune.data.batch import PackedBatch
 from pretune.data.records import Records
 from pretune.errors import CheckpointError, RunError
 from pretune.evaluation.examine import examine
@@ -157,6 +158,23 @@ def test_a_decoder_reads_texts_that_are_padded_on_the_left(tmp_path: Path) -> No
     left = [np.pad(array, ((0, 0), (4, 0))) for array in (ids, mask)]
     behind = file.run({"input_ids": left[0], "attention_mask": left[1]})["logits"]
     np.testing.assert_allclose(behind, alone, atol=1e-5)
+
+
+def test_a_decoder_answers_about_the_token_before_padding(tmp_path: Path) -> None:
+    exported = random_model("gpt2", "sequence_classification")
+    backbone = exported.model.backbone
+    backbone.config = replace(backbone.config, pad_token_id=7)
+    (file,) = written(exported, tmp_path).values()
+    texts = [[5, 6, 7, 7], [5, 6, 8], [7]]
+    ids, mask = np.full((3, 4), 7), np.zeros((3, 4), np.int64)
+    for i, text in enumerate(texts):
+        ids[i, : len(text)], mask[i, : len(text)] = text, 1
+    found = file.run({"input_ids": ids, "attention_mask": mask})["logits"]
+    with torch.no_grad():
+        expected = exported.model(PackedBatch.of(texts))
+        before = exported.model(PackedBatch.of([[5, 6]]))
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    np.testing.assert_allclose(found[:1], before, atol=1e-5)
 
 
 @pytest.mark.parametrize("opset", [17, 18])

@@ -74,6 +74,7 @@ def test_the_output_layer_may_be_the_table_of_tokens(tied: bool) -> None:
         ({"head_dim": 0}, "head_dim must be"),
         ({"tie_word_embeddings": 1}, "tie_word_embeddings must be true or false"),
         ({"rope_scaling": {"type": "longrope"}}, "rope_type 'longrope'"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5"),
     ],
 )
 def test_what_makes_no_sense_is_named(entries: dict[str, Any], named: str) -> None:

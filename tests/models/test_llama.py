@@ -281,6 +281,14 @@ def test_what_is_not_read_is_refused_by_name(kind, entries, named):
         kind.from_dict({**SIZES, **entries})
 
 
+@pytest.mark.parametrize("name", ["attention_bias", "mlp_bias"])
+@pytest.mark.parametrize("kind", [MistralConfig, Qwen2Config, Qwen3Config])
+def test_an_entry_of_another_family_changes_nothing(kind, name):
+    """Qwen3 has biases of attention; the others' classes in transformers read neither entry."""
+    reads = kind is Qwen3Config and name == "attention_bias"
+    assert getattr(kind.from_dict({**SIZES, name: True}), name) is reads
+
+
 def test_a_dropout_that_the_layers_have_not_is_refused():
     with pytest.raises(CheckpointError, match="dropout"):
         LlamaConfig.dropout_entries(0.1, None)

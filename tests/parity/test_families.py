@@ -85,6 +85,18 @@ def without(entries: dict[str, Any], name: str) -> dict[str, Any]:
     return {key: value for key, value in entries.items() if key != name}
 
 
+@pytest.mark.parametrize("family", ["gpt2", "qwen2"])
+@torch.no_grad()
+def test_decoders_answer_about_the_token_before_padding(family: str, tmp_path: Path) -> None:
+    """Where one token ends and pads texts, transformers does not read the end of a text."""
+    theirs = published(family, "sequence_classification", pad_token_id=5)
+    theirs.save_pretrained(tmp_path)
+    ours = ours_of(tmp_path, family, "sequence_classification")
+    ids = [[7, 9, 5], [8, 5, 11, 5, 5], [5], [3, 4]]
+    found = our_logits(ours, "sequence_classification", ids)
+    assert difference(found, their_logits(theirs, "sequence_classification", ids)) < 1e-5
+
+
 #: Families that read single texts; XLM-R and CamemBERT are computed by RoBERTa's code.
 SINGLE = [f for f in SIZES if f not in (*PAIRS, "xlm-roberta", "camembert")]
 

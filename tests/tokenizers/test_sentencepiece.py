@@ -147,7 +147,9 @@ DAMAGED = {
     "table": (message(UNKNOWN, (3, message((2, b"\xff\xff\xff\x7f")))), "table of replacements"),
     # A quarter of a million ways to divide it, each a copy: hours, and gibibytes.
     "an endless piece": (
-        b"\x0a\xcc\xb3\x06\x0a\xc8\xb3\x06" + b"a" * 104904 + message(UNKNOWN, (2, message((3, 2)))),
+        b"\x0a\xcc\xb3\x06\x0a\xc8\xb3\x06"
+        + b"a" * 104904
+        + message(UNKNOWN, (2, message((3, 2)))),
         "a piece of 104,904 characters, over 512",
     ),
     "not such a file": (b'{"a": 1}', "not a SentencePiece model"),

@@ -146,7 +146,7 @@ class StandIn(nn.Module):
     ) -> None:
         super().__init__()
         self.graph, self.hidden, self.pick, self.of_first = graph, hidden, pick, pool
-        self.embeddings = backbone.embeddings
+        self.embeddings, self.config = backbone.embeddings, backbone.config
         self._pooled: Recorded | None = None
 
     def forward(

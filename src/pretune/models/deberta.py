@@ -109,6 +109,14 @@ class DebertaConfig(EncoderConfig):
         self._check_convolution()
         if self.position_buckets == 1:
             raise CheckpointError("config: position_buckets is 1: no distance could be told apart")
+        # How fast buckets widen is a logarithm of these two, by which is divided: it must not be 0.
+        middle = self.position_buckets // 2
+        if 0 < middle == self.span_limit - 1 < self.max_position_embeddings - 1:
+            raise CheckpointError(
+                f"config: max_relative_positions {self.max_relative_positions} leaves nothing for "
+                f"the wider ones of the buckets: position_buckets is {self.position_buckets}",
+                f"Its least value beside them is {middle + 2}.",
+            )
 
     def _check_convolution(self) -> None:
         self.check("conv_kernel_size", int, 0, MAX_SIZES["max_position_embeddings"])
