@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import re
 import threading
 import time
@@ -187,7 +188,8 @@ class TestWhoIsGone:
         body = json.dumps({"model": "slow", "inputs": ["x"]}).encode()
         with server.connect() as connection:
             connection.sendall(
-                b"POST /v1/predict HTTP/1.1\r\nHost: [::1]\r\nContent-Length: %d\r\n\r\n" % len(body)
+                b"POST /v1/predict HTTP/1.1\r\nHost: [::1]\r\nContent-Length: %d\r\n\r\n"
+                % len(body)
             )
             connection.sendall(body)
             wait_until(lambda: fake.begun == begun + 1)
@@ -292,6 +294,32 @@ class TestKeys:
         path.write_bytes(content)
         with pytest.raises(RunError, match=said):
             ApiKeys(path, print)
+
+    @pytest.mark.parametrize("kind", ["pipe", "folder", "device", "model"])
+    def test_what_is_no_file_with_keys(self, tmp_path: Path, kind: str) -> None:
+        path = tmp_path / "keys.txt"
+        if kind == "pipe":
+            os.mkfifo(path)
+        elif kind == "folder":
+            path.mkdir()
+        elif kind == "model":
+            path.write_bytes(b"a\n" * 600_000)
+        else:
+            path = Path("/dev/zero")
+        with pytest.raises(RunError, match=f"{path}: .*no file with keys"):
+            ApiKeys(path, print)
+
+    def test_a_file_that_becomes_a_pipe_changes_nothing(self, tmp_path: Path) -> None:
+        path, said = tmp_path / "keys.txt", list[str]()
+        path.write_text("a-key\r\na-key\r\n")
+        keys = ApiKeys(path, said.append)
+        path.unlink()
+        os.mkfifo(path)
+        keys._looked -= 10
+        assert keys.admits("Bearer a-key")
+        assert said == [
+            f"{path}: this is a pipe or a device, and no file with keys; the keys from before stay"
+        ]
 
 
 class TestPagesOfOthers:

@@ -164,7 +164,10 @@ def test_what_is_no_http(server: LiveServer, sent: bytes) -> None:
     [
         (b"PRI * HTTP/2.0\r\nHost: [::1]\r\n\r\nSM\r\n\r\n", b"505"),
         (b"GET / HTTP/9.9\r\nHost: [::1]\r\n\r\n", b"505"),
-        (b"GET /" + b"a" * 50_000 + b" HTTP/1.1\r\nHost: [::1]\r\nConnection: close\r\n\r\n", b"431"),
+        (
+            b"GET /" + b"a" * 50_000 + b" HTTP/1.1\r\nHost: [::1]\r\nConnection: close\r\n\r\n",
+            b"431",
+        ),
         (GET + b"A: b\r\n" * 5_000 + b"Connection: close\r\n\r\n", b"431"),
     ],
 )
