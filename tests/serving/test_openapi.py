@@ -123,7 +123,6 @@ def test_each_example_of_the_description_is_answered_by_its_model(
     for path, entry in client.get("/openapi.json").json()["paths"].items():
         content = entry.get("post", {}).get("requestBody", {}).get("content", {})
         examples = content.get("application/json", {}).get("examples", {})
-        assert not content or examples
         for name, example in examples.items():
             models.calls.clear()
             reply = client.post(path.replace("{model}", name), json=example["value"])
