@@ -71,12 +71,14 @@ class ApiKeys:
 
 def _content(path: Path) -> bytes:
     """Read a file of keys; a RunError if it is none, such as a pipe that nobody may ever end."""
-    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
-        mode = os.fstat(file.fileno()).st_mode
-        if not stat.S_ISREG(mode):
-            kind = "a folder" if stat.S_ISDIR(mode) else "a pipe or a device"
-            hint = "The keys are read again when they change: write them into a file of their own."
-            raise RunError(f"{path}: this is {kind}, and no file with keys", hint)
+    number = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    mode = os.fstat(number).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(number)
+        kind = "a folder" if stat.S_ISDIR(mode) else "a pipe or a device"
+        hint = "The keys are read again when they change: write them into a file of their own."
+        raise RunError(f"{path}: this is {kind}, and no file with keys", hint)
+    with open(number, "rb") as file:
         content = file.read(_MAX_BYTES + 1)
     if len(content) > _MAX_BYTES:
         raise RunError(
