@@ -86,6 +86,22 @@ def test_a_gap_may_have_either_name(tmp_path: Path) -> None:
     assert len(one.gaps) == 1
 
 
+def test_what_fits_a_gap_is_shown_as_the_pipeline_of_transformers_shows_it(tmp_path: Path) -> None:
+    from transformers import pipeline
+
+    saved(tmp_path, "RobertaForMaskedLM", type_vocab_size=1)
+    predictor = Predictor(load(tmp_path))
+    (answer,) = predictor.predict(predictor.records(["the<mask>film"], "texts"))
+    fill = pipeline("fill-mask", model=str(tmp_path), device="cpu", dtype=torch.float32)
+    theirs = [own["token_str"] for own in fill("the<mask>film", top_k=5)]
+    assert [candidate.token for candidate in answer.gaps[0]] == theirs
+    # Of the whole vocabulary, too: a space is none of its letters for one.
+    tokenizer = predictor.bundle.tokenizer
+    words = [tokenizer.text_of(number) for number in range(tokenizer.vocab_size)]
+    assert any(" " in word for word in words)
+    assert not any("\u0120" in word for word in words)
+
+
 def test_a_padding_token_with_another_number_keeps_the_positions() -> None:
     torch.manual_seed(0)
     model = build_head(RobertaModel(SMALL), "masked_lm").eval()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import re
 import threading
 import time
@@ -108,8 +109,8 @@ def test_limits_have_names(server: LiveServer, body: Any, status: int, limit: st
 
 def test_a_body_without_a_length_is_cut_short(server: LiveServer) -> None:
     parts = b"%x\r\n%b\r\n" % (40_000, b"x" * 40_000)
-    head = b"POST /v1/predict HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
-    end = b"0\r\n\r\nGET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    head = b"POST /v1/predict HTTP/1.1\r\nHost: [::1]\r\nTransfer-Encoding: chunked\r\n\r\n"
+    end = b"0\r\n\r\nGET /healthz HTTP/1.1\r\nHost: [::1]\r\nConnection: close\r\n\r\n"
     received = server.raw(head + parts * 4 + end)
     assert received.startswith(b"HTTP/1.1 413 ")
     assert b"larger than 100,000 bytes" in received
@@ -187,7 +188,8 @@ class TestWhoIsGone:
         body = json.dumps({"model": "slow", "inputs": ["x"]}).encode()
         with server.connect() as connection:
             connection.sendall(
-                b"POST /v1/predict HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body)
+                b"POST /v1/predict HTTP/1.1\r\nHost: [::1]\r\nContent-Length: %d\r\n\r\n"
+                % len(body)
             )
             connection.sendall(body)
             wait_until(lambda: fake.begun == begun + 1)
@@ -250,7 +252,7 @@ class TestKeys:
         assert guarded.post({"inputs": ["x"]}).json["error"]["code"] == "no_key"
 
     def test_who_has_none_is_not_read(self, guarded: LiveServer) -> None:
-        head = b"POST /v1/predict HTTP/1.1\r\nHost: x\r\nContent-Length: 5000000\r\n"
+        head = b"POST /v1/predict HTTP/1.1\r\nHost: [::1]\r\nContent-Length: 5000000\r\n"
         with guarded.connect() as connection:
             connection.sendall(head + b"Connection: close\r\n\r\n")
             assert connection.recv(100).startswith(b"HTTP/1.1 401 ")
@@ -293,6 +295,32 @@ class TestKeys:
         with pytest.raises(RunError, match=said):
             ApiKeys(path, print)
 
+    @pytest.mark.parametrize("kind", ["pipe", "folder", "device", "model"])
+    def test_what_is_no_file_with_keys(self, tmp_path: Path, kind: str) -> None:
+        path = tmp_path / "keys.txt"
+        if kind == "pipe":
+            os.mkfifo(path)
+        elif kind == "folder":
+            path.mkdir()
+        elif kind == "model":
+            path.write_bytes(b"a\n" * 600_000)
+        else:
+            path = Path("/dev/zero")
+        with pytest.raises(RunError, match=f"{path}: .*no file with keys"):
+            ApiKeys(path, print)
+
+    def test_a_file_that_becomes_a_pipe_changes_nothing(self, tmp_path: Path) -> None:
+        path, said = tmp_path / "keys.txt", list[str]()
+        path.write_text("a-key\r\na-key\r\n")
+        keys = ApiKeys(path, said.append)
+        path.unlink()
+        os.mkfifo(path)
+        keys._looked -= 10
+        assert keys.admits("Bearer a-key")
+        assert said == [
+            f"{path}: this is a pipe or a device, and no file with keys; the keys from before stay"
+        ]
+
 
 class TestPagesOfOthers:
     def asked(self, live: LiveServer, origin: str, host: str | None = None) -> Reply:
@@ -310,6 +338,32 @@ class TestPagesOfOthers:
 
     def test_a_name_of_others_that_leads_here_is_not_ours(self, server: LiveServer) -> None:
         assert self.asked(server, "http://evil.example", "evil.example").status == 403
+
+    @pytest.mark.parametrize("path", ["/v1/models", "/metrics", "/", "/models/tiny", "/readyz"])
+    def test_nothing_is_read_at_a_name_of_others(self, server: LiveServer, path: str) -> None:
+        """A browser sends no `Origin` with what a page reads from its own name."""
+        for host in ("evil.example", f"evil.example:{server.port}", "127.0.0.1.evil.example"):
+            reply = server.request("GET", path, headers={"Host": host})
+            assert reply.status == 403
+            assert b"--cors" in reply.body
+        for host in (f"LOCALHOST:{server.port}", "127.0.0.1", "[::1]:80", "192.0.2.1:80", ""):
+            assert server.request("GET", path, headers={"Host": host}).status == 200
+
+    def test_a_name_of_others_is_ours_where_that_is_allowed(
+        self, fake: FakeService, tmp_path: Path
+    ) -> None:
+        keys = tmp_path / "keys.txt"
+        keys.write_text("one-key\n")
+        read = {"Host": "models.example:8443", "Authorization": "Bearer one-key"}
+        for more in (
+            {"cors": ("https://models.example:8443",)},
+            {"cors": ("https://models.example",)},
+            {"cors": ("*",)},
+            {"api_key_file": keys},
+            {"insecure": True},
+        ):
+            with closing(LiveServer(fake, some_options(**more))) as live:
+                assert live.request("GET", "/v1/models", headers=read).status == 200
 
     def test_are_answered_where_that_is_allowed(self, fake: FakeService) -> None:
         options = some_options(cors=("https://friend.example",))

@@ -13,9 +13,9 @@ import pytest
 from tests.serving.fake_service import FakeService
 from tests.serving.live_server import LiveServer, rest_of, some_options, wait_until
 
-HEAD = b"POST /v1/predict HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+HEAD = b"POST /v1/predict HTTP/1.1\r\nHost: [::1]\r\nContent-Type: application/json\r\n"
 BODY = json.dumps({"inputs": ["the good film"]}).encode()
-GET = b"GET /healthz HTTP/1.1\r\nHost: x\r\n"
+GET = b"GET /healthz HTTP/1.1\r\nHost: [::1]\r\n"
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +111,7 @@ def test_who_closes_half_a_connection(server: LiveServer) -> None:
 
 
 #: Each with a request that hides behind it, were one of the two lengths believed.
-HIDDEN = b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n"
+HIDDEN = b"GET /metrics HTTP/1.1\r\nHost: [::1]\r\n\r\n"
 
 
 @pytest.mark.parametrize(
@@ -149,7 +149,7 @@ def test_no_request_hides_behind_another(server: LiveServer, lines: bytes) -> No
         b"GET\r\n\r\n",
         b"GET / HTTP/1.1\r\n\r\n",  # no host
         b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
-        b"GET /\xff HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"GET /\xff HTTP/1.1\r\nHost: [::1]\r\n\r\n",
     ],
 )
 def test_what_is_no_http(server: LiveServer, sent: bytes) -> None:
@@ -162,9 +162,12 @@ def test_what_is_no_http(server: LiveServer, sent: bytes) -> None:
 @pytest.mark.parametrize(
     ("sent", "status"),
     [
-        (b"PRI * HTTP/2.0\r\nHost: x\r\n\r\nSM\r\n\r\n", b"505"),
-        (b"GET / HTTP/9.9\r\nHost: x\r\n\r\n", b"505"),
-        (b"GET /" + b"a" * 50_000 + b" HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", b"431"),
+        (b"PRI * HTTP/2.0\r\nHost: [::1]\r\n\r\nSM\r\n\r\n", b"505"),
+        (b"GET / HTTP/9.9\r\nHost: [::1]\r\n\r\n", b"505"),
+        (
+            b"GET /" + b"a" * 50_000 + b" HTTP/1.1\r\nHost: [::1]\r\nConnection: close\r\n\r\n",
+            b"431",
+        ),
         (GET + b"A: b\r\n" * 5_000 + b"Connection: close\r\n\r\n", b"431"),
     ],
 )

@@ -313,7 +313,7 @@ def test_as_many_characters_as_are_allowed_are_read_and_cut(hostile: ServiceServ
 def test_many_requests_at_once_on_one_connection(hostile: ServiceServer) -> None:
     """Each is answered, and in its order, or the connection ends: none is mixed up."""
     bodies = [json.dumps({"inputs": [f"film {i}"]}).encode() for i in range(200)]
-    head = b"POST /v1/predict HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n"
+    head = b"POST /v1/predict HTTP/1.1\r\nHost: [::1]\r\nContent-Length: %d\r\n\r\n"
     asked = b"".join(head % len(body) + body for body in bodies)
     with hostile.connect() as connection:
         sender = threading.Thread(target=connection.sendall, args=(asked,), daemon=True)

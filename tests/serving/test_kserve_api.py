@@ -44,6 +44,18 @@ def texts_of(array: Any) -> list[str]:
     return [item.decode() if isinstance(item, bytes) else item for item in array.tolist()]
 
 
+def test_what_triton_has_beyond_the_protocol_is_named(api: Any, client: TestClient) -> None:
+    for version in ("", "1"):
+        with pytest.raises(InferenceServerException, match="/v2/models/labels") as caught:
+            api.get_model_config("labels", version)
+        assert "configuration" in caught.value.message()
+    with pytest.raises(InferenceServerException, match="/metrics"):
+        api.get_inference_statistics("labels")
+    for path in ("nothing/config", "labels/x"):
+        error = client.get(f"/v2/models/{path}").json()["error"]
+        assert f"There is no model '{path}' here" in error
+
+
 def test_health_and_metadata(api: Any, models: InProcess) -> None:
     assert api.is_server_live()
     assert api.is_server_ready()

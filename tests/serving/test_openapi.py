@@ -4,6 +4,7 @@ import json
 import re
 import shlex
 from dataclasses import replace
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -98,3 +99,32 @@ def test_a_command_says_in_a_shell_what_it_should(limits: ServeOptions, text: st
     words: list[Any] = shlex.split(command.replace("\\\n", ""))
     assert words[:2] == ["curl", "http://x/y"]
     assert json.loads(words[-1]) == {"inputs": text}
+
+
+def test_each_command_of_the_page_asks_its_model(client: TestClient, models: InProcess) -> None:
+    """Those of models that are not the first, too; a pair of texts is no text."""
+    text = client.get("/docs").text
+    headings = re.split(r"<h2>(.+?) <small>", text)[1:]
+    assert headings[::2] == [served.name for served in models.models()]
+    for name, part in zip(headings[::2], headings[1::2], strict=True):
+        commands = [unescape(own) for own in re.findall(r"<code>(.+?)</code>", part, re.DOTALL)]
+        assert commands
+        for command in commands:
+            _, address, *_, body = shlex.split(command.replace("\\\n", " "))
+            models.calls.clear()
+            reply = client.post(address.removeprefix("http://127.0.0.1:8000"), content=body)
+            assert reply.status_code == 200, command
+            assert {own for _, own in models.calls} == {name}, command
+
+
+def test_each_example_of_the_description_is_answered_by_its_model(
+    client: TestClient, models: InProcess
+) -> None:
+    for path, entry in client.get("/openapi.json").json()["paths"].items():
+        content = entry.get("post", {}).get("requestBody", {}).get("content", {})
+        examples = content.get("application/json", {}).get("examples", {})
+        for name, example in examples.items():
+            models.calls.clear()
+            reply = client.post(path.replace("{model}", name), json=example["value"])
+            assert reply.status_code == 200, (path, name)
+            assert {own for _, own in models.calls} == {name}, path

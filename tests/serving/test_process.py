@@ -73,14 +73,14 @@ def test_a_body_of_100_megabytes_takes_no_memory(process: Process) -> None:
     before = process.peak
     with socket.create_connection(("127.0.0.1", process.port), timeout=60) as connection:
         connection.sendall(
-            b"POST /v1/predict HTTP/1.1\r\nHost: x\r\nContent-Length: 100000000\r\n\r\n"
+            b"POST /v1/predict HTTP/1.1\r\nHost: [::1]\r\nContent-Length: 100000000\r\n\r\n"
         )
         for _ in range(100):
             connection.sendall(b"[" * 1_000_000)
         assert connection.recv(1000).startswith(b"HTTP/1.1 413 ")
     with socket.create_connection(("127.0.0.1", process.port), timeout=60) as connection:
         connection.sendall(
-            b"POST /v1/predict HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+            b"POST /v1/predict HTTP/1.1\r\nHost: [::1]\r\nTransfer-Encoding: chunked\r\n\r\n"
         )
         for _ in range(100):
             connection.sendall(b"f4240\r\n" + b"[" * 1_000_000 + b"\r\n")
@@ -109,7 +109,7 @@ def test_who_hangs_up_in_a_stream_frees_the_place(process: Process) -> None:
     content = json.dumps(body).encode()
     with socket.create_connection(("127.0.0.1", process.port), timeout=60) as connection:
         connection.sendall(
-            b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+            b"POST /v1/completions HTTP/1.1\r\nHost: [::1]\r\nContent-Type: application/json\r\n"
             b"Content-Length: %d\r\n\r\n%b" % (len(content), content)
         )
         received = b""

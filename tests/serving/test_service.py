@@ -475,3 +475,26 @@ def test_a_worker_that_is_stuck_is_replaced(
     run(ask())
     set_limits(service, monkeypatch, timeout=60.0)
     assert len(run(service.predict("mood", ["good"]))) == 1
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_stuck_is_replaced_though_each_client_waits_for_less(
+    run: Run, processes: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It holds nothing between two clients, as the first gave up before the second came."""
+    service = processes
+    monkeypatch.setattr(pool_module, "STUCK", 1.0)
+    set_limits(service, monkeypatch, timeout=0.3)
+    (pid,) = service.pids
+
+    async def ask() -> None:
+        os.kill(pid, signal.SIGSTOP)
+        for _ in range(6):
+            with pytest.raises(Refusal):
+                await service.predict("mood", ["good"])
+            await asyncio.sleep(0.05)
+        await until(lambda: service.pids not in ([], [pid]))
+
+    run(ask())
+    set_limits(service, monkeypatch, timeout=60.0)
+    assert len(run(service.predict("mood", ["good"]))) == 1

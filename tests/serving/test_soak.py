@@ -68,9 +68,9 @@ WRONG: list[tuple[str, bytes, tuple[int, ...]]] = [
 ]
 #: What is no HTTP.
 NOISE = (
-    b"GET / HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n",
+    b"GET / HTTP/1.1\r\nHost:\r\nContent-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n",
     b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
-    b"POST /v1/predict HTTP/1.1\r\nHost: x\r\nContent-Length: 50\r\n\r\n{",
+    b"POST /v1/predict HTTP/1.1\r\nHost: [::1]\r\nContent-Length: 50\r\n\r\n{",
 )
 
 
@@ -305,7 +305,7 @@ class Client(threading.Thread):
 
     def head(self, path: str, length: int) -> bytes:
         return (
-            f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+            f"POST {path} HTTP/1.1\r\nHost: [::1]\r\nContent-Type: application/json\r\n"
             f"Content-Length: {length}\r\n\r\n"
         ).encode()
 

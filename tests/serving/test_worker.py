@@ -17,12 +17,13 @@ from torch import nn
 
 from pretune.bundle.bundle import load
 from pretune.decoding.decoding import Decoding
+from pretune.errors import CheckpointError
 from pretune.inference.embed import Embedder
 from pretune.inference.generate import TextGenerator
 from pretune.inference.predict import Predictor, records_of, shown_inputs
 from pretune.serving import worker
 from pretune.serving.held_model import HeldModel
-from pretune.serving.jobs import Ask, BatchRun, Done, Failed, Generate, Part, Piece
+from pretune.serving.jobs import Alive, Ask, BatchRun, Done, Failed, Generate, Part, Piece
 from pretune.serving.worker import BatchEngine, Link
 from tests.serving.models import model_of, options_for, same, saved, unlabelled
 from tests.tasks.every_task import CASES
@@ -286,6 +287,87 @@ def test_tokens_of_texts(engine: Callable[..., Turns]) -> None:
     assert (good.text, good.special, good.start, good.stop) == ("good", False, 0, 4)
     assert (film.start, film.stop, last.text) == (5, 9, "[SEP]")
     assert turns.answer(bare) == [[good, film]]
+
+
+@pytest.mark.parametrize(
+    ("task", "row"),
+    [
+        ("reward", {"messages": "the film?", "completion": ["good"]}),
+        ("reward", {"messages": [{"role": "user", "content": " "}], "completion": "good"}),
+        ("reward", {"messages": [{"role": "x" * 9999, "content": "a"}], "completion": "good"}),
+        ("choose", {"context": "the", "choices": "x" * 9999}),
+        ("choose", {"context": "the", "choices": ["good", 5 * [None], "bad"]}),
+        ("classify", {"text": ["good"]}),
+    ],
+)
+def test_whoever_sent_a_request_has_no_records_to_remove(
+    task: str, row: dict[str, Any], engine: Callable[..., Turns]
+) -> None:
+    turns = engine(task)
+    number = turns.ask("predict", [row])
+    turns.turns(number)
+    failed = turns.answer(number)
+    assert failed.status == 422
+    assert "inputs, row 1" in failed.message
+    assert "remove" not in failed.message
+    assert "task." not in failed.message
+    assert failed.message.endswith(".")
+    assert len(failed.message) < 500
+
+
+@pytest.mark.parametrize("reply", [None, 5, "", "5"])
+def test_a_reply_that_is_missing_or_a_number_is_a_text(
+    reply: Any, engine: Callable[..., Turns]
+) -> None:
+    turns = engine("reward")
+    asked = [
+        turns.ask("predict", [{"messages": "the film?", "completion": own}])
+        for own in (reply, "" if reply is None else str(reply))
+    ]
+    turns.turns(*asked)
+    given, text = (turns.answer(number)[0] for number in asked)
+    assert given["score"] == pytest.approx(text["score"], abs=1e-5)
+
+
+def test_where_files_lie_is_told_to_the_log_alone(
+    engine: Callable[..., Turns],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    turns = engine("classify")
+
+    def fail(*texts: object, **more: object) -> Any:
+        raise CheckpointError("/models/secret/tokenizer.json: it fails")
+
+    monkeypatch.setattr(type(turns.models["classify"].bundle.tokenizer), "encode", fail)
+    number = turns.ask("predict", ["good"])
+    turns.turns(number)
+    failed = turns.answer(number)
+    assert (failed.status, failed.kind) == (422, "unreadable")
+    assert "secret" not in failed.message
+    assert "/models/secret/tokenizer.json" in caplog.text
+
+
+class TestAtWork:
+    def test_says_so_when_it_is_asked(self, engine: Callable[..., Turns]) -> None:
+        turns = engine("classify")
+        turns.engine._pass_on([Alive()], time.monotonic())
+        turns.engine.turn()
+        assert turns.told == [Alive()]
+
+    def test_one_whose_tokenizer_never_ends_ends(
+        self, engine: Callable[..., Turns], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        ended: list[int] = []
+        monkeypatch.setattr(worker.os, "_exit", ended.append)
+        turns = engine("classify", timeout=5.0)
+        # A text is read, for less long than a request may take; then for longer than any takes.
+        for seconds in (4.0, worker.STUCK - 1, worker.STUCK + 1):
+            assert not ended
+            turns.engine._tokenizing = "classify", time.monotonic() - seconds
+            turns.engine._pass_on([Alive()], time.monotonic())
+            turns.engine.turn()
+        assert ended == [1]
 
 
 class TestSteps:

@@ -100,7 +100,7 @@ class MaskFiller:
         return {
             "score": score,
             "token": token,
-            "token_str": self._tokenizer.decode([token], skip_special=False),
+            "token_str": self._tokenizer.text_of(token),
             "sequence": self._tokenizer.decode(filled, skip_special=alone),
         }
 

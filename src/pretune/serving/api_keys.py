@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hmac
 import os
+import stat
 import time
 from collections.abc import Callable
 from hashlib import sha256
@@ -13,6 +14,8 @@ from pretune.errors import PretuneError, RunError
 
 #: Seconds between two looks at the file.
 _LOOK_EVERY = 1.0
+#: Bytes of a file with keys: more is something else.
+_MAX_BYTES = 1 << 20
 
 
 class ApiKeys:
@@ -66,10 +69,29 @@ class ApiKeys:
         return status.st_mtime_ns, status.st_size, status.st_ino
 
 
+def _content(path: Path) -> bytes:
+    """Read a file of keys; a RunError if it is none, such as a pipe that nobody may ever end."""
+    number = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    mode = os.fstat(number).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(number)
+        kind = "a folder" if stat.S_ISDIR(mode) else "a pipe or a device"
+        hint = "The keys are read again when they change: write them into a file of their own."
+        raise RunError(f"{path}: this is {kind}, and no file with keys", hint)
+    with open(number, "rb") as file:
+        content = file.read(_MAX_BYTES + 1)
+    if len(content) > _MAX_BYTES:
+        raise RunError(
+            f"{path}: over {_MAX_BYTES:,} bytes, which is no file with keys",
+            "Write one key a line, e.g. from: openssl rand -hex 32",
+        )
+    return content
+
+
 def _read(path: Path) -> list[bytes]:
     hint = "Write one key a line, e.g. from: openssl rand -hex 32"
     try:
-        lines = path.read_text(encoding="ascii").splitlines()
+        lines = _content(path).decode("ascii").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "not ASCII"
         raise RunError(f"{path}: the keys cannot be read ({why})", hint) from None

@@ -2,8 +2,9 @@
 
 A message is a list of these values, behind its length:
 
-    front -> worker   Ask, Cancel, Prepare, TakeOver, Abandon, Stop
-    worker -> front   Loaded | Unloadable, then Part, Done, Failed, BatchRun, Preloaded, Unusable
+    front -> worker   Ask, Cancel, Alive, Prepare, TakeOver, Abandon, Stop
+    worker -> front   Loaded | Unloadable, then Part, Done, Failed, Alive, BatchRun, Preloaded,
+                      Unusable
 """
 
 from __future__ import annotations
@@ -88,6 +89,11 @@ class Cancel:
     """Nobody waits for the answer to a request any more."""
 
     id: int
+
+
+@dataclass(frozen=True)
+class Alive:
+    """Is the worker at work? It answers with the same, between two batches."""
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import secrets
 import struct
 from collections.abc import Iterator, Mapping, Sequence
@@ -45,6 +46,14 @@ _MAX_DIGITS = 12
 MAX_TOKENS = 64
 #: The output with everything that is known of an answer.
 JSON = "json"
+
+#: A model's name with what Triton tells of models beyond the protocol, what that is, and what there
+#: is instead.
+_EXTENSION = re.compile(r"(.+?)(?:/versions/[^/]*)?/(config|stats)")
+_INSTEAD = {
+    "config": ("A model's configuration", "its inputs and outputs are at /v2/models/{}"),
+    "stats": ("The statistics of a model", "those of all models are at /metrics"),
+}
 
 #: Output tensors: their name, type, and whether each answer has one or several numbers.
 _OUTPUTS: Mapping[str, tuple[tuple[str, str, bool], ...]] = {
@@ -206,7 +215,9 @@ class KServeApi:
         Raises:
             Refusal: 404 there is no such model, or not in this version.
         """
-        served = self._service.model(request.path_params["model"])
+        named = request.path_params["model"]
+        self._check_extension(named)
+        served = self._service.model(named)
         version = request.path_params.get("version")
         if version is not None and version != str(served.version):
             raise Refusal(
@@ -216,6 +227,20 @@ class KServeApi:
                 f"{shortened(version)}.",
             )
         return served
+
+    def _check_extension(self, named: str) -> None:
+        """Refuse what Triton has beyond the protocol, which would be taken for a model's name."""
+        known = {served.name for served in self._service.models()}
+        asked = _EXTENSION.fullmatch(named)
+        if asked is None or named in known or asked[1] not in known:
+            return
+        what, there = _INSTEAD[asked[2]]
+        raise Refusal(
+            404,
+            "unsupported",
+            f"{what} is an extension of Triton's, which this server does not have; "
+            f"{there.format(asked[1])}.",
+        )
 
     def described(self, served: Served) -> dict[str, Any]:
         """Return the metadata of a model."""

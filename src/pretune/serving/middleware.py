@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import re
 import sys
 import time
@@ -19,6 +20,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pretune.serving.api_keys import ApiKeys
+from pretune.serving.bodies import shortened
 from pretune.serving.connection import HANG_UP
 from pretune.serving.json_body import json_bytes
 from pretune.serving.metrics import PrometheusMetrics
@@ -237,6 +239,7 @@ class Admission:
         _check_head(scope, headers)
         if self.traffic.draining and path not in ALWAYS:
             raise Refusal(503, "draining", "The server is about to end.", retry_after=5)
+        self._check_host(headers)
         self._check_origin(headers)
         is_open = scope["method"] in ("GET", "HEAD") and (
             path in OPEN_PATHS or path.startswith(OPEN_FOLDERS)
@@ -263,20 +266,36 @@ class Admission:
             self.traffic.held -= held
             self.traffic.tasks.discard(task)
 
-    def _check_origin(self, headers: Headers) -> None:
-        """Refuse the pages of others: a browser sends what they ask without asking its person.
+    def _check_host(self, headers: Headers) -> None:
+        """Refuse requests to names of others, where no key is needed on this machine alone.
 
-        Where no key is needed on this machine alone, our own page is at a name of this machine: a
-        name of others that leads here (DNS rebinding) is not ours.
+        A page of others whose name leads here (DNS rebinding) reads what it likes as its own: a
+        browser sends no `Origin` with that. What no page can be at is let in: an address, and a
+        request that names no host.
         """
+        host = headers.get("host", "")
+        if self.keys is not None or self.options.insecure or self._is_ours(host):
+            return
+        allowed = {origin.rpartition("://")[2].lower() for origin in self.options.cors}
+        if not {host.lower(), _name_of(host), "*"} & allowed:
+            raise Refusal(
+                403,
+                "host",
+                f"This was sent to {shortened(host)}, which is no name of this server. Whoever "
+                "runs the server can allow it: pretune serve --cors ORIGIN.",
+            )
+
+    def _is_ours(self, host: str) -> bool:
+        """Whether a host is this machine's name, an address, or none."""
+        name = _name_of(host)
+        return name in {"", *_LOOPBACK, self.options.host.lower()} or _is_address(name)
+
+    def _check_origin(self, headers: Headers) -> None:
+        """Refuse the pages of others: a browser sends what they ask without asking its person."""
         origin = headers.get("origin")
         if origin is None or {origin, "*"} & {*self.options.cors}:
             return
-        place = origin.rpartition("://")[2]
-        name = place.rpartition(":")[0] if _PORT.search(place) else place
-        local = self.keys is None and not self.options.insecure
-        known = not local or name.strip("[]") in {*_LOOPBACK, self.options.host}
-        if "//" not in origin or place != headers.get("host") or not known:
+        if "//" not in origin or origin.rpartition("://")[2] != headers.get("host"):
             raise Refusal(
                 403,
                 "origin",
@@ -397,6 +416,21 @@ class _Client:
         if not self._started and self.task is not None:
             self.cancelled = True
             self.task.cancel()
+
+
+def _name_of(host: str) -> str:
+    """The name of a host, without its port; small, as names are the same in capitals."""
+    name = host.rpartition(":")[0] if _PORT.search(host) else host
+    return name.strip("[]").lower()
+
+
+def _is_address(name: str) -> bool:
+    """Whether a host's name is an IP address."""
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
 
 
 def _plain(scope: Scope) -> PlainCycle | None:

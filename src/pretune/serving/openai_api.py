@@ -20,6 +20,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from pretune.data.readers.conversations import roles_after
 from pretune.decoding.decoding import Decoding
 from pretune.errors import PretuneError
 from pretune.serving.bodies import Body, Many, checked, served_for, shortened
@@ -228,10 +229,33 @@ class ChatRequest(_Sampled):
         Raises:
             Refusal: one of them is not as it should be; names it.
         """
-        return [
+        messages = [
             checked(ChatMessage, message, inside=f"messages[{number}]").to_dict()
             for number, message in enumerate(self.messages)
         ]
+        last = None
+        for number, message in enumerate(messages):
+            _check_turn(f"messages[{number}]", message, last)
+            last = message["role"]
+        return messages
+
+
+def _check_turn(place: str, message: Mapping[str, str], last: str | None) -> None:
+    """Refuse a message without a text, or whose role does not follow that of the last one."""
+    if not message["content"].strip():
+        raise invalid(
+            f"'{place}.content' is empty: write something, or leave the message out.",
+            f"{place}.content",
+        )
+    role, expected = message["role"], roles_after(last)
+    if role not in expected:
+        after = "at the beginning" if last is None else f"after '{last}'"
+        raise invalid(
+            f"'{place}.role' is '{role}' {after}, where it has to be {' or '.join(expected)}: user "
+            "and assistant take turns, the user first; before them system, once or not at all. "
+            "Join messages of one role.",
+            f"{place}.role",
+        )
 
 
 class EmbeddingRequest(Body):

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from html import escape
 from typing import Any
+from urllib.parse import quote
 
 from pydantic import BaseModel
 from starlette.requests import Request
@@ -96,6 +97,9 @@ OPERATIONS = (
     ),
 )
 
+#: Paths of Text Embeddings Inference: the first model that can do it answers there, and any other
+#: below /models/MODEL.
+_OF_THE_FIRST = ("/embed", "/predict", "/rerank", "/similarity", "/tokenize")
 #: What can be asked without a body.
 _READ = {
     "/v1/models": ("The served models", "OpenAI"),
@@ -136,6 +140,27 @@ def worked_examples(served: Served) -> Iterator[tuple[str, dict[str, Any]]]:
     yield "/v2/models/{model}/infer", kserve_example(served)
 
 
+def examples_at(path: str, service: Service) -> dict[str, dict[str, Any]]:
+    """Return bodies that are answered at a path, by the names of the models that answer them.
+
+    Where neither path nor body name a model, it is the first that can.
+    """
+    bodies = {
+        served.name: body
+        for served in service.models()
+        for place, body in worked_examples(served)
+        if place == path
+    }
+    return dict([*bodies.items()][:1]) if path in _OF_THE_FIRST else bodies
+
+
+def place_of(path: str, served: Served, service: Service) -> str:
+    """Return where a model answers its example of a path."""
+    if path in _OF_THE_FIRST and served.name not in examples_at(path, service):
+        path = "/models/{model}" + path
+    return path.replace("{model}", quote(served.name))
+
+
 def hub_example(served: Served) -> dict[str, Any]:
     """Return a payload that the pipeline of a model's task reads."""
     pipeline = hub_api.pipeline_of(served)
@@ -168,15 +193,11 @@ def described(service: Service, options: ServeOptions) -> dict[str, Any]:
     schemas: dict[str, Any] = {}
     paths: dict[str, Any] = {}
     for operation in OPERATIONS:
-        examples = {
-            served.name: {
-                "summary": f"{served.name} ({served.task or served.model_type})",
-                "value": body,
-            }
-            for served in service.models()
-            for path, body in worked_examples(served)
-            if path == operation.path
-        }
+        examples = {}
+        for name, body in examples_at(operation.path, service).items():
+            served = service.model(name)
+            about = f"{name} ({served.task or served.model_type})"
+            examples[name] = {"summary": about, "value": body}
         content = {"schema": _schema(operation.schema, schemas), "examples": examples}
         entry = _entry(operation.path, operation.title, operation.protocol)
         entry["requestBody"] = {"required": True, "content": {"application/json": content}}
@@ -251,7 +272,7 @@ def page(service: Service, options: ServeOptions, address: str) -> str:
             parts.append(
                 f"<h3>{escape(operation.title)} <small>{escape(operation.protocol)}</small></h3>"
             )
-            command = curl(address + path.replace("{model}", served.name), body, options)
+            command = curl(address + place_of(path, served, service), body, options)
             parts.append(f"<pre><code>{escape(command)}</code></pre>")
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'

@@ -25,6 +25,7 @@ from pretune.errors import CheckpointError, RunError
 from pretune.serving.jobs import (
     HEADER,
     Abandon,
+    Alive,
     Ask,
     BatchRun,
     Cancel,
@@ -94,6 +95,7 @@ class WorkerLink(asyncio.Protocol):
         loaded: what it told after loading its models; None before.
         gone: is set when it has ended.
         silent_since: when it last said something, or was first asked after having nothing to do.
+        doubted: whether it was asked if it is alive, and has said nothing since.
     """
 
     def __init__(self, number: int, pool: Pool) -> None:
@@ -102,7 +104,7 @@ class WorkerLink(asyncio.Protocol):
         self.loaded: Loaded | None = None
         self.started = self.silent_since = time.monotonic()
         self.first: asyncio.Future[Loaded | Unloadable] = asyncio.get_running_loop().create_future()
-        self.gone = asyncio.Event()
+        self.gone, self.doubted = asyncio.Event(), False
         self._outbox: list[object] = []
         self._unread = bytearray()  # the beginning of a message that is not whole
         self._process: BaseProcess | None = None
@@ -187,7 +189,7 @@ class WorkerLink(asyncio.Protocol):
 
     @override
     def data_received(self, data: bytes) -> None:
-        self.silent_since = time.monotonic()
+        self.silent_since, self.doubted = time.monotonic(), False
         self._unread += data
         begin = 0
         while len(self._unread) >= begin + HEADER:
@@ -220,7 +222,7 @@ class WorkerLink(asyncio.Protocol):
                 self.loaded = message
             if not self.first.done():
                 self.first.set_result(message)
-        else:
+        elif not isinstance(message, Alive):
             # Who waits for an answer goes on first.
             asyncio.get_running_loop().call_soon(self._pool.receive, self, message)
 
@@ -402,13 +404,14 @@ class Pool:
         if not usable:
             message = "No worker is ready to answer: try again in a moment."
             raise Refusal(503, "unavailable", message, retry_after=2)
-        # The worker that holds the fewest requests.
-        worker = min(usable, key=lambda own: len(own.calls))
+        # The worker that holds the fewest requests, of those that answer.
+        worker = min(usable, key=lambda own: (own.doubted, len(own.calls)))
         self._numbers += 1
         deadline = time.monotonic() + self._options.timeout
         call = Call(self._numbers, worker, deadline, weight)
         idle = not worker.calls
-        if idle:
+        # What it held was given up, which does not make one that is stuck answer.
+        if idle and not worker.doubted:
             worker.silent_since = time.monotonic()
         worker.calls[call.id] = call
         self._count(weight)
@@ -441,13 +444,19 @@ class Pool:
         return message
 
     def _kill_if_stuck(self, worker: WorkerLink) -> None:
-        """End a worker that has said nothing for so long that it will never answer."""
+        """End a worker that has said nothing for so long that it will never answer.
+
+        Of any other it is asked whether it is alive.
+        """
         silent = time.monotonic() - worker.silent_since
         if silent > max(STUCK, 0.9 * self._options.timeout) and not worker.gone.is_set():
             logger.error(
                 "worker %d has not answered for %.0f s: it is ended", worker.number, silent
             )
             worker.kill()
+        elif not worker.doubted:
+            worker.doubted = True
+            worker.send(Alive())
 
     def release(self, call: Call) -> None:
         """Give a request up; a worker that still holds it drops it."""

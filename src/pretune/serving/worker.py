@@ -13,8 +13,10 @@ from __future__ import annotations
 
 import gc
 import logging
+import math
 import os
 import queue
+import re
 import signal
 import socket
 import sys
@@ -30,12 +32,13 @@ from typing import Any
 import torch
 
 from pretune.data.batch import FeatureSet
-from pretune.errors import Note, PretuneError
+from pretune.errors import CheckpointError, Note, PretuneError
 from pretune.inference.memory import return_memory
 from pretune.serving.held_model import HeldModel, LiveWork, PackedWork, ReadyWork, StepWork, Work
 from pretune.serving.jobs import (
     HEADER,
     Abandon,
+    Alive,
     Ask,
     BatchRun,
     Cancel,
@@ -58,12 +61,18 @@ from pretune.serving.options import ServeOptions
 from pretune.serving.packing import Share, next_batch
 from pretune.serving.refusal import Refusal
 
+#: What only those can do who have a file of records, in hints: after something that all can.
+_FILES = re.compile(r",? or remove (?:the record|it)\b| \(task\.\w+\)")
+
 logger = logging.getLogger("pretune.serving")
 
 #: Characters from which a request is a long one, whose tokenizing others do not wait for.
 LONG = 20_000
 #: Seconds that a batch waits for requests that are here already, and are being tokenized.
 GATHER = 0.003
+#: A text that is tokenized for so many seconds, and for longer than a request may take, will never
+#: be ready.
+STUCK = 60.0
 #: Seconds that a thread may run Python before another one may: the model's thread asks for its turn
 #: after each operation, and a request is tokenized in less.
 SWITCH_SECONDS = 0.0005
@@ -194,6 +203,8 @@ class BatchEngine:
         self._held: set[int] = set()
         self._cancelled: set[int] = set()
         self._long: queue.SimpleQueue[tuple[Ask, float]] = queue.SimpleQueue()
+        # The long request that is being made ready: its model, and since when.
+        self._tokenizing: tuple[str, float] | None = None
         # What other threads have for the engine: work, or a message of the front.
         self._inbox: queue.SimpleQueue[object] = queue.SimpleQueue()
         # Only the engine's own thread touches what follows. Packed work by what can be run
@@ -281,7 +292,21 @@ class BatchEngine:
     def _tokenize(self) -> None:
         """Make long requests ready."""
         while True:
-            self.accept(*self._long.get())
+            ask, received = self._long.get()
+            self._tokenizing = ask.model, time.monotonic()
+            self.accept(ask, received)
+            self._tokenizing = None
+
+    def _check_tokenizing(self) -> None:
+        """End the process if one text keeps the others from being tokenized.
+
+        A tokenizer's patterns may take years for a text, and nothing else ends them.
+        """
+        model, began = self._tokenizing or ("", math.inf)
+        seconds = time.monotonic() - began
+        if seconds > max(STUCK, self._options.timeout):
+            logger.error("the tokenizer of '%s' has read one text for %.0f s", model, seconds)
+            os._exit(1)
 
     def _prepare(self, message: Prepare) -> None:
         """Load a newer model beside the one that answers."""
@@ -364,6 +389,9 @@ class BatchEngine:
             self._done(item, item.value)
         elif isinstance(item, Failed):
             self._answer(item)
+        elif isinstance(item, Alive):
+            self._check_tokenizing()
+            self._outbox.append(item)
         elif isinstance(item, TakeOver | Abandon):
             self._untidy = True
         elif isinstance(item, Stop):
@@ -539,8 +567,13 @@ def failure(ask: Ask, error: BaseException) -> Failed:
     if isinstance(error, Refusal):
         more = {"limit": error.limit, "param": error.param}
         return Failed(ask.id, error.status, error.kind, error.message, **more)
+    if isinstance(error, CheckpointError):
+        # Where the model's files lie is nobody's business but of whoever runs the server.
+        logger.error("a request (%s of '%s') failed: %s", ask.kind, ask.model, sentence(error))
+        message = f"The model '{ask.model}' cannot read this; the log of the server says why."
+        return Failed(ask.id, 422, "unreadable", message)
     if isinstance(error, PretuneError):
-        return Failed(ask.id, 422, "invalid", sentence(error))
+        return Failed(ask.id, 422, "invalid", sentence(error, of_request=True))
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         message = "There is not enough memory for this request: send less at a time."
         return Failed(ask.id, 503, "out_of_memory", message)
@@ -552,9 +585,17 @@ def failure(ask: Ask, error: BaseException) -> Failed:
     return Failed(ask.id, 500, "internal", message)
 
 
-def sentence(error: PretuneError) -> str:
-    """The message of an error with its way out, on one line."""
+def sentence(error: PretuneError, *, of_request: bool = False) -> str:
+    """The message of an error with its way out, on one line.
+
+    Args:
+        error: what went wrong.
+        of_request: whether it is told to whoever sent a request: they have no files, and no
+            records to remove from them.
+    """
     parts = [part for part in (error.message, error.hint) if part]
+    if of_request:
+        parts[1:] = [_FILES.sub("", part) for part in parts[1:]]
     whole = " ".join(part if part.endswith((".", "!", "?")) else f"{part}." for part in parts)
     return " ".join(whole.split())
 

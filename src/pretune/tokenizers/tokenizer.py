@@ -299,6 +299,14 @@ class Tokenizer:
         text: str = self.engine.decode(list(ids), skip_special_tokens=skip_special)
         return text
 
+    def text_of(self, index: int) -> str:
+        """The text that a token stands for by itself; as a fill-mask pipeline shows it.
+
+        Of a byte-level vocabulary it is ` word` where the entry is `Ġword`; `##able` stays as it
+        is, which tells it from the word.
+        """
+        return self.decode([index], skip_special=False)
+
     def tokens(self, ids: Sequence[int]) -> list[str]:
         """The vocabulary entries of token ids, e.g. `["[CLS]", "un", "##affable", "[SEP]"]`."""
         return [self.engine.id_to_token(index) or f"<{index}>" for index in ids]

@@ -11,6 +11,7 @@ from typing import Any
 
 from pretune.data.records import Records, is_missing, similar_column
 from pretune.errors import DataError, describe_value, did_you_mean
+from pretune.text.terminal import names_in_line
 
 MESSAGES, CONVERSATIONS = "messages", "conversations"
 ALPACA = ("instruction", "input", "output")
@@ -214,14 +215,21 @@ def _listed_turn(value: Any, records: Records, row: int, column: str, item: int)
     given, content = value[names[0]], value[names[1]]
     role = ROLES.get(given)
     if role is None:
-        raise DataError(f"{where}: the role '{given}' is not known", did_you_mean(given, ROLES))
+        raise DataError(
+            f"{where}: the role {names_in_line([given])} is not known", did_you_mean(given, ROLES)
+        )
     return _Turn(role, content, column, item)
+
+
+def roles_after(last: str | None) -> tuple[str, ...]:
+    """The roles that may speak after one; after None: at the beginning."""
+    known = {None: ("system", "user"), "system": ("user",), "user": ("assistant",)}
+    return known.get(last, ("user",))
 
 
 def _check_order(role: str, before: list[dict[str, str]], where: str) -> None:
     last = before[-1]["role"] if before else None
-    allowed = {None: ("system", "user"), "system": ("user",), "user": ("assistant",)}
-    expected = allowed.get(last, ("user",))
+    expected = roles_after(last)
     if role not in expected:
         after = "at the beginning" if last is None else f"after '{last}'"
         raise DataError(

@@ -173,7 +173,10 @@ class Reward(Task[RewardOptions, RewardPrediction], UsesTokenizer, AdaptsRecords
         margins = MARGIN in records.columns
         for row in rows:
             record = records.rows[row]
-            replies = [record[CHOSEN], record[REJECTED]] if with_targets else [record[COMPLETION]]
+            if with_targets:
+                replies = [record[CHOSEN], record[REJECTED]]
+            else:
+                replies = [records.text(row, COMPLETION)]
             if with_targets and (why := useless_pair(replies)) is not None:
                 yield Skipped(row, why)
                 continue

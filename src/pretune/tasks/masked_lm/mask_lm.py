@@ -113,7 +113,12 @@ class MaskLmOptions(CrossEntropyOptions):
 
 @dataclass(frozen=True)
 class Candidate:
-    """A token that fits a gap, with its probability."""
+    """A token that fits a gap, with its probability.
+
+    Attributes:
+        token: the text that it stands for, such as ` word` or `##able`; not a vocabulary's `Ġword`.
+        score: the probability.
+    """
 
     token: str
     score: float
@@ -348,7 +353,7 @@ class MaskLm(Task[MaskLmOptions, MaskPrediction], MasksSequences, HasCertainty, 
         logits = outputs.float()
         scores, ids = logits.softmax(-1).topk(min(self.options.top_k, logits.shape[-1]))
         gaps = (
-            tuple(map(Candidate, self.bound.tokens(row), row_scores))
+            tuple(map(Candidate, map(self.bound.text_of, row), row_scores))
             for row, row_scores in zip(ids.tolist(), scores.tolist(), strict=True)
         )
         # Give each sequence its own.

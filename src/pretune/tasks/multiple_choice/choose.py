@@ -17,7 +17,7 @@ from typing_extensions import override
 from pretune.data.arrays import Array
 from pretune.data.batch import Feature, Features, PackedBatch
 from pretune.data.records import Records, is_missing
-from pretune.errors import DataError
+from pretune.errors import DataError, describe_value
 from pretune.models.backbone import Backbone
 from pretune.models.families import build_head
 from pretune.tasks.base import (
@@ -32,6 +32,7 @@ from pretune.tasks.base import (
 from pretune.tasks.certainty import HasCertainty
 from pretune.tasks.grading import Decision, EachLoss, Grade, Mistake, TellsTruths
 from pretune.tasks.labels import as_number
+from pretune.text.terminal import names_in_line
 from pretune.tokenizers.tokenizer import Tokenizer
 
 
@@ -114,16 +115,20 @@ class Choose(Task[ChooseOptions, ChoicePrediction], HasCertainty, TellsTruths):
             values = values[:-1]
         place = records.where(row, columns[0] if len(columns) == 1 else None)
         if not isinstance(values, list) or len(values) < 2:
+            given = describe_value(values)
+            if isinstance(values, list):
+                given = names_in_line(values) or "an empty list"
             raise DataError(
-                f"{place}: expected two choices or more, found {values!r}",
+                f"{place}: expected two choices or more, found {given}",
                 f"Columns with choices are {', '.join(columns)} (task.choices): give a list there, "
                 "or name a column for each choice.",
             )
         # In between, no choice may be missing: the label counts them.
         for number, value in enumerate(values):
             if not isinstance(value, str) or not value.strip():
+                given = names_in_line([value]) if isinstance(value, str) else describe_value(value)
                 raise DataError(
-                    f"{place}: choice {number} is no text ({value!r})",
+                    f"{place}: choice {number} is no text ({given})",
                     "Correct or remove the record; only choices at the end may be missing.",
                 )
         return values
