@@ -196,8 +196,8 @@ def described(service: Service, options: ServeOptions) -> dict[str, Any]:
         examples = {}
         for name, body in examples_at(operation.path, service).items():
             served = service.model(name)
-            about = f"{name} ({served.task or served.model_type})"
-            examples[name] = {"summary": about, "value": body}
+            title = f"{name} ({served.task or served.model_type})"
+            examples[name] = {"summary": title, "value": body}
         content = {"schema": _schema(operation.schema, schemas), "examples": examples}
         entry = _entry(operation.path, operation.title, operation.protocol)
         entry["requestBody"] = {"required": True, "content": {"application/json": content}}
