@@ -26,6 +26,7 @@ from pretune.data.batch import Features, FeatureSet
 from pretune.data.batch_order import Cursor
 from pretune.data.records import Records
 from pretune.errors import RunError
+from pretune.experiments.cluster import ClusterOptions, ClusterPlan, Workload, plan_cluster
 from pretune.experiments.costs import (
     FLOAT,
     INFERENCE_SLACK,
@@ -114,6 +115,7 @@ class RunPlan:
     # reads each batch is part of the training.
     teacher_seconds: float | None
     teacher_bytes: int  # the teacher's share of `process_bytes`; 0 without one
+    cluster: ClusterPlan | None = None  # on other machines, if any were asked about
 
     @property
     def hours(self) -> float | None:
@@ -126,7 +128,9 @@ class RunPlan:
 
     def to_dict(self) -> dict[str, Any]:
         """Convert to plain values for JSON; memory in bytes."""
-        return {**asdict(self), "hours": self.hours}
+        values = {**asdict(self), "hours": self.hours}
+        del values["cluster"]
+        return values if self.cluster is None else {**values, "cluster": self.cluster.to_dict()}
 
 
 @dataclass
@@ -150,13 +154,21 @@ class _Start:
         return Trainer(self.task, self.model, self.train, None, **arguments)
 
 
-def plan_run(recipe: Recipe, *, measure: bool = True) -> RunPlan:
-    """Work out what training a recipe takes; `measure` times a few updates.
+def plan_run(
+    recipe: Recipe, *, measure: bool = True, cluster: ClusterOptions | None = None
+) -> RunPlan:
+    """Work out what training a recipe takes.
 
     Nothing is written. Bad data or a bad model raise a PretuneError, as in training.
+
+    Args:
+        recipe: of the run.
+        measure: time a few updates on this machine.
+        cluster: other machines, to plan for on paper.
     """
     start = time.perf_counter()
-    run = _prepare(recipe)
+    # The recipe's own device is among those that it is planned for.
+    run = _prepare(recipe if cluster is None else recipe.changed({"train.device": "cpu"}))
     reading = time.perf_counter() - start
     model, train = run.model, run.train
     # Data and updates. The trainer itself tells the number of updates and the batches of an epoch.
@@ -187,8 +199,25 @@ def plan_run(recipe: Recipe, *, measure: bool = True) -> RunPlan:
     memory, process = _memory(run, train.sequences(largest))
     teacher = _teacher_bytes(run, memory, process)
     process += teacher
+    others = teacher
     if holds_reference(run.task, recipe, validated=run.validation is not None):
         process += FLOAT * parameters
+        others += FLOAT * parameters
+    elsewhere = None
+    if cluster is not None:
+        evaluated = 0 if run.validation is None else int(run.validation.lengths.sum())
+        work = Workload(
+            updates=updates,
+            tokens=round(per_epoch * epochs),
+            computed=per_epoch * passes,
+            flops_per_token=per_token,
+            forward_share=1 / (1 + 2 * _backward_share(model)),
+            sequences=len(train) * epochs / max(updates, 1),
+            largest=train.sequences(largest),
+            evaluated=evaluations * evaluated,
+            others=others,
+        )
+        elsewhere = plan_cluster(cluster, recipe, model, work)
     return RunPlan(
         examples=len(train),
         validation_examples=0 if run.validation is None else len(run.validation),
@@ -211,6 +240,7 @@ def plan_run(recipe: Recipe, *, measure: bool = True) -> RunPlan:
         reading_seconds=reading,
         teacher_seconds=teaching,
         teacher_bytes=teacher,
+        cluster=elsewhere,
     )
 
 
