@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pretune.experiments.gpu_memory import AsAutocast, Sizes, Step, gpu_memory, trace_step
+from pretune.experiments.gpu_memory import AsAutocast, Sizes, TracedStep, gpu_memory, trace_step
 from pretune.models.bert import BertConfig, BertModel
 from pretune.models.families import build_head
 from pretune.models.gpt2 import Gpt2Config, Gpt2Model
@@ -136,7 +136,7 @@ class TestSizes:
 
 def way(parallel: str, processes: int, *, accumulates: bool = False, average: bool = False):  # type: ignore[no-untyped-def]
     sizes = Sizes(1000, 800, 260, 210, 300, 400, 250, 300)
-    step = Step(2, 64, 5000, 5500, 500)
+    step = TracedStep(2, 64, 5000, 5500, 500)
     return gpu_memory(
         sizes,
         step,

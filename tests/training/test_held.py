@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from pretune.bundle.bundle import load
-from pretune.experiments.gpu_memory import GpuMemory, Sizes, Step, gpu_memory
+from pretune.experiments.gpu_memory import GpuMemory, Sizes, TracedStep, gpu_memory
 from pretune.recipe.recipe import Recipe
 from pretune.tasks.classification.classify import Classify, ClassifyOptions
 from tests.training.groups import Together
@@ -27,7 +27,7 @@ def planned(recipe: Recipe, processes: int) -> GpuMemory:
     model = bundle.model.to("meta")
     return gpu_memory(
         Sizes.of(model, processes),
-        Step(1, 1, 0, 0, 0),
+        TracedStep(1, 1, 0, 0, 0),
         parallel=recipe.train.parallel,
         recompute=False,
         processes=processes,

@@ -24,7 +24,7 @@ from pretune.bundle.bundle import outline
 from pretune.data.arrays import Array
 from pretune.errors import RunError
 from pretune.experiments.costs import MOMENTS, count_flops
-from pretune.experiments.gpu_memory import GpuMemory, Sizes, Step, gpu_memory, trace_step
+from pretune.experiments.gpu_memory import GpuMemory, Sizes, TracedStep, gpu_memory, trace_step
 from pretune.experiments.gpus import Gpu, called, find_gpu
 from pretune.recipe.recipe import Recipe
 from pretune.recipe.schema import TrainSection
@@ -349,7 +349,7 @@ def _ways(
     kinds = ("ddp", "fsdp") if world > 1 else (train.parallel,)
     first = (train.parallel, train.activation_checkpointing)
     others = [(kind, again) for kind in kinds for again in (False, True)]
-    steps: dict[bool, Step] = {}
+    steps: dict[bool, TracedStep] = {}
     ways = []
     for kind, again in [first, *(way for way in others if way != first)]:
         if again not in steps:
@@ -366,7 +366,7 @@ def _step(
     accumulate: int,
     *,
     again: bool,
-) -> Step:
+) -> TracedStep:
     """Trace the largest micro-batch of a GPU."""
     batch = math.ceil(len(work.largest) / (world * accumulate))
     length = math.ceil(float(np.mean(work.largest)))
@@ -378,7 +378,7 @@ def _step(
 def _memory(
     gpu: Gpu,
     sizes: Sizes,
-    step: Step,
+    step: TracedStep,
     train: TrainSection,
     work: Workload,
     world: int,

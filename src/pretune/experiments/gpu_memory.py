@@ -140,7 +140,7 @@ class _Fused(torch.autograd.Function):
 
 
 @dataclass(frozen=True)
-class Step:
+class TracedStep:
     """What a micro-batch takes beside weights and moments, in bytes."""
 
     sequences: int
@@ -156,7 +156,7 @@ class Step:
 
 def trace_step(
     model: nn.Module, batch: int, length: int, *, bf16: bool, recompute: bool, again: bool
-) -> Step:
+) -> TracedStep:
     """Run forward and backward without values and add up what exists at a time.
 
     Args:
@@ -184,7 +184,7 @@ def trace_step(
                 loss.backward()  # type: ignore[no-untyped-call]
             del loss
         model.zero_grad()
-    return Step(batch, batch * length, forward, live.peak, copies)
+    return TracedStep(batch, batch * length, forward, live.peak, copies)
 
 
 @contextmanager
@@ -312,7 +312,7 @@ def _shard(parameter: Tensor, processes: int) -> int:
 
 def gpu_memory(
     sizes: Sizes,
-    step: Step,
+    step: TracedStep,
     *,
     parallel: str,
     recompute: bool,

@@ -203,22 +203,7 @@ def plan_run(
     if holds_reference(run.task, recipe, validated=run.validation is not None):
         process += FLOAT * parameters
         others += FLOAT * parameters
-    elsewhere = None
-    if cluster is not None:
-        evaluated = 0 if run.validation is None else int(run.validation.lengths.sum())
-        work = Workload(
-            updates=updates,
-            tokens=round(per_epoch * epochs),
-            computed=per_epoch * passes,
-            flops_per_token=per_token,
-            forward_share=1 / (1 + 2 * _backward_share(model)),
-            sequences=len(train) * epochs / max(updates, 1),
-            largest=train.sequences(largest),
-            evaluated=evaluations * evaluated,
-            others=others,
-        )
-        elsewhere = plan_cluster(cluster, recipe, model, work)
-    return RunPlan(
+    plan = RunPlan(
         examples=len(train),
         validation_examples=0 if run.validation is None else len(run.validation),
         tokens_per_epoch=per_epoch,
@@ -240,7 +225,39 @@ def plan_run(
         reading_seconds=reading,
         teacher_seconds=teaching,
         teacher_bytes=teacher,
-        cluster=elsewhere,
+    )
+    if cluster is None:
+        return plan
+    share = _backward_share(model)
+    work = _workload(run, plan, passes, share, train.sequences(largest), others)
+    return replace(plan, cluster=plan_cluster(cluster, recipe, model, work))
+
+
+def _workload(
+    run: _Start, plan: RunPlan, passes: float, backward: float, largest: Array, others: int
+) -> Workload:
+    """Return what a run computes, for other machines.
+
+    Args:
+        run: read.
+        plan: for this machine.
+        passes: over the data, of the model.
+        backward: the share of layers that the backward pass reaches.
+        largest: lengths of the sequences of the largest batch.
+        others: bytes of models beside the one that learns.
+    """
+    validation = run.validation
+    evaluated = 0 if validation is None else int(validation.lengths.sum())
+    return Workload(
+        updates=plan.updates,
+        tokens=plan.tokens,
+        computed=plan.tokens_per_epoch * passes,
+        flops_per_token=plan.flops_per_token,
+        forward_share=1 / (1 + 2 * backward),
+        sequences=plan.examples * plan.epochs / max(plan.updates, 1),
+        largest=largest,
+        evaluated=plan.evaluations * evaluated,
+        others=others,
     )
 
 
