@@ -53,6 +53,8 @@ SHOWN_LATER = {
     "label_remarks",
     "remarks",
     "_remarks",
+    "_ways_out",
+    "_more_gpus",
 }
 #: Rooms with the keys of recipes, whose meanings `pretune init` writes.
 EXPLAINED = ("recipe", "tasks")

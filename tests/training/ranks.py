@@ -187,7 +187,55 @@ def full_disk() -> None:
     _in_third(refuse)
 
 
+def hold() -> None:
+    """Each process tells, before its second step, the bytes of the tensors that it holds."""
+    from contextlib import contextmanager
+
+    from pretune.training.distributed import World, local
+    from pretune.training.loop import Trainer
+
+    gradients, syncing, whole = Trainer.gradients, World.syncing, [0]
+
+    def size(tensors: Any) -> int:
+        own = [local(t) for t in tensors if t is not None]
+        # A sparse gradient is added to a table of its dense size.
+        return sum(t.numel() * t.element_size() for t in own)
+
+    @contextmanager
+    def looking(self: World, model: Any, *, last: bool) -> Any:
+        with syncing(self, model, last=last):
+            yield
+        states = [m._get_fsdp_state() for m in model.modules() if hasattr(m, "_get_fsdp_state")]
+        groups = [state._fsdp_param_group for state in states]
+        for group in filter(None, groups) if not last else ():
+            for own in group.fsdp_params:
+                whole[0] += size([own.unsharded_accumulated_grad, own._unsharded_param.grad])
+
+    def telling(self: Trainer, batch: Any) -> Any:
+        whole[0] = 0
+        found = gradients(self, batch)
+        if self.history.steps == 1:
+            moments = self.optimizer.adamw.state.values()
+            replica = self.world._replica
+            buckets = {} if replica is None else replica._get_ddp_logging_data()
+            sizes = buckets.get("rebuilt_bucket_sizes") or buckets.get("bucket_sizes") or "0"
+            held = {
+                "rank": self.world.rank,
+                "weights": size(self.model.parameters()),
+                "gradients": whole[0] + size(p.grad for p in self.model.parameters()),
+                "optimizer": size(own[k] for own in moments for k in ("exp_avg", "exp_avg_sq")),
+                "average": 0 if self.average is None else size(self.average.tensors.values()),
+                "buckets": sum(map(int, sizes.split(","))),
+            }
+            os.write(1, f"held {json.dumps(held)}\n".encode())
+        return found
+
+    Trainer.gradients = telling  # type: ignore[method-assign]
+    World.syncing = looking  # type: ignore[method-assign]
+
+
 CHANGES = {
+    "hold": hold,
     "write_beside": write_beside,
     "die_writing": die_writing,
     "die_joining": die_joining,

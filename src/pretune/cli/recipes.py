@@ -10,7 +10,7 @@ from typer import Argument, Option
 
 from pretune.cli import options
 from pretune.cli.app import command, print_live, print_result, to_stdout
-from pretune.errors import RecipeError, did_you_mean
+from pretune.errors import PretuneError, RecipeError, did_you_mean
 from pretune.text.spoken_language import ENGLISH, language, speaking, tr
 
 
@@ -70,6 +70,7 @@ def recipes(name: Annotated[str | None, Argument(help="The recipe to print.")] =
     "plan",
     "pretune plan tickets.tsv",
     "pretune plan mrpc model.from=minilm train.epochs=5 --json",
+    "pretune plan gpt2-pretrain --gpu h100 --gpus 8 --nodes 2 --price 2.5",
     recipe=True,
 )
 def plan(
@@ -78,17 +79,58 @@ def plan(
     measure: Annotated[
         bool, Option(help="Time a few updates on a copy of the model to estimate the hours.")
     ] = True,
+    gpu: Annotated[
+        str | None,
+        Option(
+            metavar="NAME",
+            help="Plan for this GPU, on paper: a100-40, a100-80, h100, h200, l4, l40s, 4090, ...",
+        ),
+    ] = None,
+    gpus: Annotated[int, Option(min=1, help="GPUs in each machine.")] = 1,
+    nodes: Annotated[int, Option(min=1, help="Machines.")] = 1,
+    price: Annotated[
+        float | None, Option(help="Price of one GPU for an hour, to show what the run costs.")
+    ] = None,
+    mfu: Annotated[
+        float | None,
+        Option(help="Share of the GPU's peak that the model reaches. Default: 0.4, an assumption."),
+    ] = None,
+    measured: Annotated[
+        str | None,
+        Option(metavar="RUN", help="Take that share from this finished run on GPUs."),
+    ] = None,
+    tokens: Annotated[
+        float | None,
+        Option(help="Plan for so many tokens, e.g. 300e9. Default: as the recipe says."),
+    ] = None,
+    device_file: Annotated[
+        Path | None,
+        Option(help="A YAML file with other GPUs, in the form of gpus.yaml (see the docs)."),
+    ] = None,
+    spec: Annotated[
+        list[str] | None,
+        Option(metavar="KEY=VALUE", help="Change a figure of the GPU, e.g. --spec network=12.5."),
+    ] = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Estimate what a training run takes: data, updates, FLOPs, memory, disk, hours.
 
-    Nothing is written. Data and model are read, so a planned run will find both.
+    Nothing is written. Data and model are read, so a planned run will find both. With --gpu: what
+    it takes on other machines, of which none is needed for that; then nothing is timed here.
     """
+    from pretune.experiments.cluster import ClusterOptions
     from pretune.experiments.plan import plan_run
     from pretune.recipe.recipe import Recipe
     from pretune.render.experiment_views import plan_view
 
-    planned = plan_run(Recipe.load(recipe, overrides or []), measure=measure)
+    machines = None
+    if gpu is not None or device_file is not None:
+        shape = (gpu, gpus, nodes, price, mfu, measured, tokens, device_file, tuple(spec or ()))
+        machines = ClusterOptions(*shape)
+    elif (gpus, nodes) != (1, 1) or any((price, mfu, measured, tokens, spec)):
+        raise PretuneError("what is planned for other machines needs --gpu", "As in --gpu h100.")
+    chosen = Recipe.load(recipe, overrides or [])
+    planned = plan_run(chosen, measure=measure and machines is None, cluster=machines)
     print_result(planned.to_dict(), plan_view(planned), as_json=as_json)
 
 

@@ -180,7 +180,7 @@ class LiveBytes(TorchDispatchMode):
         self.now -= size
 
 
-class _ByteMasks(TorchFunctionMode):
+class ByteMasks(TorchFunctionMode):
     """Computes dropout with a mask of one byte an element, as on a CPU and on CUDA.
 
     By itself, the meta device would keep a float for each element.
@@ -215,7 +215,7 @@ def estimate_memory(model: nn.Module, batch: int, length: int) -> Memory:
     for module in trained.modules():
         if isinstance(module, nn.Embedding):
             module.sparse = False
-    inputs = _inputs(trained, batch, length)
+    inputs = batch_of(trained, batch, length)
     weights = FLOAT * sum(p.numel() for p in trained.parameters())
     # Lookup tables get sparse gradients, which take next to nothing.
     tables = _lookup_tables(trained)
@@ -251,7 +251,7 @@ def _lookup_tables(model: nn.Module) -> list[nn.Parameter]:
     return [m.get_parameter("weight") for m in model.modules() if isinstance(m, nn.Embedding)]
 
 
-def _inputs(model: nn.Module, batch: int, length: int) -> PackedBatch:
+def batch_of(model: nn.Module, batch: int, length: int) -> PackedBatch:
     """Make a batch without values, of pairs if the model reads pairs."""
     ids = torch.zeros(batch * length, dtype=torch.int64, device="meta")
     if backbone_of(model).reads_pairs:
@@ -262,7 +262,8 @@ def _inputs(model: nn.Module, batch: int, length: int) -> PackedBatch:
     return PackedBatch(tokens=ids, layout=layout, positions=ids, segments=ids)
 
 
-def _known(model: nn.Module, inputs: PackedBatch) -> Iterator[Tensor]:
+def known(model: nn.Module, inputs: PackedBatch) -> Iterator[Tensor]:
+    """List the tensors that exist before a step, for `LiveBytes`."""
     yield from model.parameters()
     yield from model.buffers()
     yield inputs.tokens
@@ -271,18 +272,18 @@ def _known(model: nn.Module, inputs: PackedBatch) -> Iterator[Tensor]:
 def _forward_peak(model: nn.Module, inputs: PackedBatch) -> int:
     """Return the peak of the activations if nothing is kept for a backward pass."""
     model.eval()
-    live = LiveBytes(_known(model, inputs))
+    live = LiveBytes(known(model, inputs))
     with torch.no_grad(), live:
-        _loss(model, inputs)
+        loss_of(model, inputs)
     return live.peak
 
 
 def _step_peak(model: nn.Module, inputs: PackedBatch) -> tuple[int, int]:
     """Return the peak of the activations up to the loss, and of activations and gradients."""
     model.train()
-    live = LiveBytes(_known(model, inputs))
-    with live, _ByteMasks():
-        loss = _loss(model, inputs)
+    live = LiveBytes(known(model, inputs))
+    with live, ByteMasks():
+        loss = loss_of(model, inputs)
         forward = live.peak
         loss.backward()  # type: ignore[no-untyped-call]
     model.zero_grad()
@@ -290,8 +291,15 @@ def _step_peak(model: nn.Module, inputs: PackedBatch) -> tuple[int, int]:
     return forward, live.peak
 
 
-def _loss(model: nn.Module, inputs: PackedBatch) -> Tensor:
-    """Run a model forward, with both heads in pre-training, and sum the losses of its outputs."""
+def loss_of(model: nn.Module, inputs: PackedBatch, *, scored: bool = False) -> Tensor:
+    """Run a model forward, with both heads in pre-training, and sum the losses of its outputs.
+
+    Args:
+        model: with a head.
+        inputs: a batch without values.
+        scored: score tokens chunk by chunk, as training does, so that logits never exist all at
+            once.
+    """
     companion = companion_of(model)
     if companion is not None:
         return _sum(companion(inputs, select=_masked(inputs))) + _sum(model(inputs))
@@ -304,7 +312,12 @@ def _loss(model: nn.Module, inputs: PackedBatch) -> Tensor:
         scores: TagScores = model(inputs, select=every, labels=inputs.tokens)
         assert scores.likelihood is not None  # noqa: S101 - as labels were given
         return -scores.likelihood.sum()
-    some = {"select": _masked(inputs)} if isinstance(model, MaskedLM) else {}
+    some: dict[str, Any] = {"select": _masked(inputs)} if isinstance(model, MaskedLM) else {}
+    if scored and isinstance(model, LanguageModelHead) and not backbone_of(model).reads_pairs:
+        select = some.get("select")
+        labels = inputs.tokens if select is None else select.rows
+        total: Tensor = model(inputs, **some, labels=labels).sum
+        return total
     return _sum(model(inputs, **some))
 
 

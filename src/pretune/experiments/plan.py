@@ -26,6 +26,7 @@ from pretune.data.batch import Features, FeatureSet
 from pretune.data.batch_order import Cursor
 from pretune.data.records import Records
 from pretune.errors import RunError
+from pretune.experiments.cluster import ClusterOptions, ClusterPlan, Workload, plan_cluster
 from pretune.experiments.costs import (
     FLOAT,
     INFERENCE_SLACK,
@@ -114,6 +115,7 @@ class RunPlan:
     # reads each batch is part of the training.
     teacher_seconds: float | None
     teacher_bytes: int  # the teacher's share of `process_bytes`; 0 without one
+    cluster: ClusterPlan | None = None  # on other machines, if any were asked about
 
     @property
     def hours(self) -> float | None:
@@ -126,7 +128,9 @@ class RunPlan:
 
     def to_dict(self) -> dict[str, Any]:
         """Convert to plain values for JSON; memory in bytes."""
-        return {**asdict(self), "hours": self.hours}
+        values = {**asdict(self), "hours": self.hours}
+        del values["cluster"]
+        return values if self.cluster is None else {**values, "cluster": self.cluster.to_dict()}
 
 
 @dataclass
@@ -150,13 +154,21 @@ class _Start:
         return Trainer(self.task, self.model, self.train, None, **arguments)
 
 
-def plan_run(recipe: Recipe, *, measure: bool = True) -> RunPlan:
-    """Work out what training a recipe takes; `measure` times a few updates.
+def plan_run(
+    recipe: Recipe, *, measure: bool = True, cluster: ClusterOptions | None = None
+) -> RunPlan:
+    """Work out what training a recipe takes.
 
     Nothing is written. Bad data or a bad model raise a PretuneError, as in training.
+
+    Args:
+        recipe: of the run.
+        measure: time a few updates on this machine.
+        cluster: other machines, to plan for on paper.
     """
     start = time.perf_counter()
-    run = _prepare(recipe)
+    # The recipe's own device is among those that it is planned for.
+    run = _prepare(recipe if cluster is None else recipe.changed({"train.device": "cpu"}))
     reading = time.perf_counter() - start
     model, train = run.model, run.train
     # Data and updates. The trainer itself tells the number of updates and the batches of an epoch.
@@ -187,9 +199,11 @@ def plan_run(recipe: Recipe, *, measure: bool = True) -> RunPlan:
     memory, process = _memory(run, train.sequences(largest))
     teacher = _teacher_bytes(run, memory, process)
     process += teacher
+    others = teacher
     if holds_reference(run.task, recipe, validated=run.validation is not None):
         process += FLOAT * parameters
-    return RunPlan(
+        others += FLOAT * parameters
+    plan = RunPlan(
         examples=len(train),
         validation_examples=0 if run.validation is None else len(run.validation),
         tokens_per_epoch=per_epoch,
@@ -211,6 +225,39 @@ def plan_run(recipe: Recipe, *, measure: bool = True) -> RunPlan:
         reading_seconds=reading,
         teacher_seconds=teaching,
         teacher_bytes=teacher,
+    )
+    if cluster is None:
+        return plan
+    share = _backward_share(model)
+    work = _workload(run, plan, passes, share, train.sequences(largest), others)
+    return replace(plan, cluster=plan_cluster(cluster, recipe, model, work))
+
+
+def _workload(
+    run: _Start, plan: RunPlan, passes: float, backward: float, largest: Array, others: int
+) -> Workload:
+    """Return what a run computes, for other machines.
+
+    Args:
+        run: read.
+        plan: for this machine.
+        passes: over the data, of the model.
+        backward: the share of layers that the backward pass reaches.
+        largest: lengths of the sequences of the largest batch.
+        others: bytes of models beside the one that learns.
+    """
+    validation = run.validation
+    evaluated = 0 if validation is None else int(validation.lengths.sum())
+    return Workload(
+        updates=plan.updates,
+        tokens=plan.tokens,
+        computed=plan.tokens_per_epoch * passes,
+        flops_per_token=plan.flops_per_token,
+        forward_share=1 / (1 + 2 * backward),
+        sequences=plan.examples * plan.epochs / max(plan.updates, 1),
+        largest=largest,
+        evaluated=plan.evaluations * evaluated,
+        others=others,
     )
 
 

@@ -18,6 +18,7 @@ from pretune.experiments.plan import RunPlan
 from pretune.experiments.runs import RunInfo, RunsFound
 from pretune.experiments.sweep import SweepResult
 from pretune.recipe import yaml12
+from pretune.render.cluster_view import cluster_view, short_time
 from pretune.render.escaping import one_line
 from pretune.render.grid import Grid, Styled, titled
 from pretune.tasks.classification.counts import POSITIVE, shown_figure
@@ -96,15 +97,6 @@ def _best(run: RunInfo) -> str:
     return "  ".join(f"{shown_figure(n, details)} {value:.4f}" for n, value in run.metrics.items())
 
 
-def short_time(seconds: float) -> str:
-    """Format a duration in its largest fitting unit: `41 s`, `5 min`, `3.2 h`, `12 d`."""
-    for unit, size in (("d", 86400.0), ("h", 3600.0), ("min", 60.0)):
-        if seconds >= 2 * size:
-            value = seconds / size
-            return f"{value:.1f} {unit}" if value < 10 else f"{value:.0f} {unit}"
-    return f"{seconds:.0f} s"
-
-
 def sweep_view(result: SweepResult) -> RenderableType:
     """Lay out the trials of a sweep, best first; below, why others failed."""
     # All trials of a sweep try the same keys.
@@ -154,7 +146,10 @@ def plan_view(plan: RunPlan) -> RenderableType:
         **_of_teacher(plan),
         tr("a checkpoint's weights"): f"{plan.checkpoint_bytes / 2**20:,.0f} MiB",
     }
-    return Group(Grid(("", ""), list(rows.items())).terminal(), *_times(plan))
+    facts = Grid(("", ""), list(rows.items())).terminal()
+    if plan.cluster is not None:
+        return Group(facts, cluster_view(plan.cluster))
+    return Group(facts, *_times(plan))
 
 
 def _of_teacher(plan: RunPlan) -> dict[str, str]:
