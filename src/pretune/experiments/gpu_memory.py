@@ -75,7 +75,7 @@ class AsAutocast(TorchFunctionMode):
     def __init__(self, *, keep: bool) -> None:
         super().__init__()
         self._keep = keep
-        self._copies = WeakTensorKeyDictionary()
+        self._copies: Any = WeakTensorKeyDictionary()  # torch gives its methods no types
 
     @property
     def copies(self) -> int:
