@@ -5,6 +5,7 @@ import re
 from itertools import pairwise
 from typing import Any
 
+from sphinx.domains.python import PythonDomain
 from sphinx.search.zh import SearchChinese
 from typing_extensions import override
 
@@ -74,6 +75,35 @@ var splitQuery = (query) =>
         return len(word) > 1 or not word.isascii()
 
 
+class QuickPythonDomain(PythonDomain):
+    """Looks for a name among those that can match.
+
+    Sphinx goes through all names of the reference for each `int` and `Tensor` of each signature,
+    which took three quarters of the time that the site takes.
+    """
+
+    _last_parts: frozenset[str] = frozenset()
+    _count = -1
+
+    @override
+    def find_obj(
+        self,
+        env: Any,
+        modname: str,
+        classname: str,
+        name: str,
+        type: str | None,
+        searchmode: int = 0,
+    ) -> list[tuple[str, Any]]:
+        # All names are known once they are looked for.
+        if self._count != len(self.objects):
+            self._count = len(self.objects)
+            self._last_parts = frozenset(own.rpartition(".")[2] for own in self.objects)
+        if name.removesuffix("()").rpartition(".")[2] not in self._last_parts:
+            return []
+        return super().find_obj(env, modname, classname, name, type, searchmode)
+
+
 def _other_language(
     app: Any, pagename: str, templatename: str, context: dict[str, Any], doctree: Any
 ) -> None:
@@ -88,4 +118,5 @@ def _other_language(
 def setup(app: Any) -> None:
     """Sphinx calls this."""
     app.add_search_language(ChineseByPairs)
+    app.add_domain(QuickPythonDomain, override=True)
     app.connect("html-page-context", _other_language)

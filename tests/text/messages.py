@@ -53,6 +53,8 @@ SHOWN_LATER = {
     "label_remarks",
     "remarks",
     "_remarks",
+    "differences",
+    "truncation_note",
 }
 #: Rooms with the keys of recipes, whose meanings `pretune init` writes.
 EXPLAINED = ("recipe", "tasks")
@@ -88,6 +90,10 @@ WORDS = (
     "without lines that are not valid in the encoding",
     "brought to NFC",
     "freed of control characters",
+    "had a word longer than a window, which was cut",
+    "Or leave such records out, which is counted: data.errors=skip.",
+    "To look at all of it: {0}",
+    "a finished",
     "with spaces collapsed",
     "with lines joined",
     "with repeated lines dropped",

@@ -200,7 +200,7 @@ class SentenceTask(Task[S, P], UsesTokenizer, TeachableRecord):
     def truncation_note(self) -> str:
         length, windows = self.options.max_length, self.options.max_windows
         if self.options.long == "windows":
-            return f"had more than {windows} windows of {length} tokens and were cut"
+            return f"had more than {windows} windows of {length} tokens; the rest was cut"
         if self.options.long == "head_tail":
             return f"were longer than {length} tokens: their beginning and end were kept"
         return super().truncation_note
