@@ -1,5 +1,6 @@
 """Sphinx's settings for one language of the site; docs/site/build.py calls Sphinx with them."""
 
+import builtins
 import os
 import re
 from itertools import pairwise
@@ -37,8 +38,11 @@ suppress_warnings = ["misc.highlighting_failure", "myst.header", "mystnb.unknown
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
-autodoc_default_options = {"members": True, "undoc-members": False, "show-inheritance": True}
+# Without "undoc-members": even False turns it on.
+autodoc_default_options = {"members": True, "show-inheritance": True}
 add_module_names = False
+# Attributes are a list within their class: as objects of their own they would be there twice.
+napoleon_use_ivar = True
 # Docstrings put code between single backticks.
 default_role = "code"
 
@@ -99,6 +103,9 @@ class QuickPythonDomain(PythonDomain):
         if self._count != len(self.objects):
             self._count = len(self.objects)
             self._last_parts = frozenset(own.rpartition(".")[2] for own in self.objects)
+        # `type` in a signature is Python's, whatever has a field of that name.
+        if hasattr(builtins, name):
+            return []
         if name.removesuffix("()").rpartition(".")[2] not in self._last_parts:
             return []
         return super().find_obj(env, modname, classname, name, type, searchmode)
