@@ -53,6 +53,9 @@ class ChineseByPairs(SearchChinese):
     Sphinx itself finds no Chinese word where jieba is not installed.
     """
 
+    # The browser looks for the stemmer under this name, and the one for Chinese pages is English:
+    # with Sphinx's own name for it nothing is found at all.
+    language_name = "English"
     # The same in the browser, where a longer word is all of its pairs.
     js_splitter_code = r"""
 var splitQuery = (query) =>
