@@ -67,7 +67,8 @@ def test_a_wrong_value_is_told_in_chinese(desk: Path) -> None:
 
 
 def test_squad_before_and_after(desk: Path) -> None:
-    words = ("train", "squad", *BERT, "data.train=learn.json", "data.validation=exam.json")
+    data = ("data.train=learn.json", "data.validation=exam.json")
+    words = ("train", "squad", *BERT, "task.doc_stride=16", *data)
     before = study(desk, *words, "train.max_steps=0", "output=runs/before")
     assert "验证数据上最好的模型（训练前）" in before.out
     after = study(desk, *words, *FEW, "--lr", "1e-3", "output=runs/after")

@@ -147,6 +147,7 @@ PYDANTIC = (
     "unknown key '{0}'. Known here: {1}.",
     "should be {0}",
     "should be {0} or {1}",
+    "doc_stride must be less",
     "should be greater than {0}",
     "should be greater than or equal to {0}",
     "should be less than {0}",
