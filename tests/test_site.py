@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,10 @@ def test_every_page_is_there_and_no_link_is_broken(builder: Any, tmp_path: Path)
         pages = {path.stem for path in (ROOT / folder).glob("*.md")}
         assert {path.stem for path in (site / language).glob("*.html")} >= {"index", *pages}
         assert (site / language / "searchindex.js").stat().st_size > 10_000
+        # The search calls a stemmer that is there.
+        script = (site / language / "_static/language_data.js").read_text(encoding="utf-8")
+        (stemmer,) = re.findall(r"window\.Stemmer = (\w+);", script)
+        assert re.search(rf"\b(?:var|const|class) {stemmer}\b", script)
     # A link to a notebook leads to its page, and one to code to the name in it.
     page = (site / "en/alignment.html").read_text(encoding="utf-8")
     assert 'href="walkthroughs/align.html"' in page

@@ -52,6 +52,8 @@ MENU: dict[tuple[str, str], tuple[str, ...]] = {
     ),
 }
 OTHERS = ("More", "更多")
+#: The Chinese page in the place of the reference.
+CHINESE_API = "# API\n\n[API 参考](out:../../en/api/index.html)由代码中的英文文档生成。\n"
 #: The rooms whose modules the reference shows.
 ROOMS = ("data", "tokenizers", "models", "decoding", "tasks", "inference", "training", "evaluation")
 
@@ -85,9 +87,12 @@ class Staged:
             target = self.folder / "walkthroughs" / f"{notebook.name.split('.')[0]}.ipynb"
             target.parent.mkdir(exist_ok=True)
             shutil.copy(notebook, target)
-        # The reference is in English alone: the Chinese menu leads to it.
+        # The reference is in English alone: a Chinese page leads to it.
         if api and self.language == "en":
             _write_reference(self.folder / "api")
+        elif api:
+            (self.folder / "api").mkdir()
+            (self.folder / "api/index.md").write_text(CHINESE_API, encoding="utf-8")
         self._copy(self.front, "index", self._menu(pages, [n.name for n in notebooks], api=api))
 
     def _copy(self, path: Path, page: str, more: str = "") -> None:
@@ -128,8 +133,7 @@ class Staged:
         walks = [f"walkthroughs/{name.split('.')[0]}" for name in notebooks]
         text += _toctree(("Walkthroughs", "实例讲解")[column], walks)
         if api:
-            own = self.language == "en"
-            text += _toctree("API", ["api/index"] if own else ["API <out:../en/api/index.html>"])
+            text += _toctree("API", ["api/index"])
         return text
 
 

@@ -23,6 +23,8 @@ Functions, each with its own help:
     push          publish a model on the Hugging Face Hub
     register      give a metric, loss, callback or task of your own a name
 
+Estimators for scikit-learn: `from pretune.sklearn import TextClassifier, TextRegressor, Tagger`.
+
 Mistakes in data, recipes and models raise a `PretuneError` that says what to do. Documents:
 docs/python.md, and `pretune --help` for the command line.
 """

@@ -408,7 +408,8 @@ def generate(
         prompts: texts; a single text works too.
         device: `auto`, `cpu`, `cuda`, ...
         batch_size: continuations at a time; changes memory and speed only.
-        decoding: options of `Decoding`: `temperature=0.8, top_k=40, samples=3, ...`
+        decoding: `max_new_tokens=100, temperature=0.8, top_k=40, samples=3, ...`: all fields of
+            `pretune.decoding.decoding.Decoding`.
 
     Returns:
         all continuations, grouped by prompt in the order of the prompts.
@@ -445,7 +446,8 @@ def prompt(
         quoting: of CSV and TSV files: `auto`, `standard` or `none`.
         max_chars: longer texts are refused as mistakes; default: 100,000 characters.
         progress: called with the number of questions done and their total number.
-        options: options of `FewShotOptions`: `shots=(0, 4), score="pmi", ...`
+        options: `shots=(0, 4), score="pmi", ...`: fields of
+            `pretune.evaluation.few_shot.in_context.FewShotOptions`.
 
     Raises:
         PretuneError: the data, the template, an option or the model cannot be used; says what to
@@ -543,7 +545,7 @@ def describe(
         text: the column, or columns, with the texts; default: those that look like text.
         label: the column with the labels; default: one with a usual name, or else the only one
             whose values repeat.
-        tokenizer: or where to find it: counts tokens too, and what becomes [UNK].
+        tokenizer: one, or where to find it, to count tokens too, and those that become [UNK].
         near: also count rows that are at least so similar to a row of an earlier part, e.g. 0.8.
         encoding: of text files.
         quoting: of CSV and TSV files: `auto`, `standard` or `none`.

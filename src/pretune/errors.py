@@ -50,6 +50,10 @@ class RecipeError(PretuneError):
     """A recipe with a wrong key or value."""
 
 
+class WrongValueError(ValueError):
+    """A value of a recipe that a check refuses; the error of the recipe tells it behind the key."""
+
+
 class CheckpointError(PretuneError):
     """A model or tokenizer folder that is missing, damaged or of an unknown kind."""
 

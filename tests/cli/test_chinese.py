@@ -62,6 +62,19 @@ def test_data_and_json_stay_as_they_are(tmp_path: Path) -> None:
     assert json.loads(told[0]) == json.loads(told[1])
 
 
+def test_every_wrong_value_of_a_recipe() -> None:
+    wrong = ("train.batch_size=0", "train.clip=true", "train.schedule=cos", "train.lr=1")
+    done = run("train", "mrpc", *wrong)
+    assert done.exit_code == 2
+    for line in (
+        "  train.batch_size：应大于或等于 1（现在是 0）",
+        "  train.clip：应为数，而不是 true 或 false（现在是 True）",
+        "  没有“train.lr”这个键。是不是想写“train.learning_rate”？",
+    ):
+        assert line in done.stderr.splitlines()
+    assert "train.schedule：应为 'linear'" in done.stderr
+
+
 def test_a_language_that_is_not_spoken(tmp_path: Path) -> None:
     told = {"PRETUNE_LANG": "de", "COLUMNS": "200"}
     done = CliRunner().invoke(app, ["runs", str(tmp_path)], env=told)

@@ -15,8 +15,15 @@ def test_one_alone_is_the_error_that_it_was() -> None:
     error = bad(1).error(9, "Or skip it.")
     assert (error.message, error.hint) == (
         "a.csv, line 0: no label there",
-        "Give it one. Or skip it.",
+        "Give it one.\n  Or skip it.",
     )
+
+
+def test_each_way_to_repair_them_is_told_once() -> None:
+    records = bad(3)
+    for hint in ("Quote it.", "Quote it.", None):
+        records.add(DataError("a.csv, line 9: 5 fields", hint))
+    assert records.error(9, "Or skip it.").hint == "Give it one.\n  Quote it.\n  Or skip it."
 
 
 def test_all_are_told_at_once_and_the_list_stays_short() -> None:

@@ -57,6 +57,11 @@ class TestMapped:
         mapped = records({"question": "a", "answer": "q"}).mapped(swap, list(swap))
         assert mapped.rows == [{"question": "q", "answer": "a"}]
 
+    def test_columns_keep_their_order(self):
+        table = records({"id": 1, "review": "a", "stars": 2}).mapped({"text": "review"}, ["text"])
+        assert table.columns == ("id", "text", "stars")
+        assert [*table.rows[0]] == ["id", "text", "stars"]
+
     def test_one_column_may_serve_twice(self):
         both = {"sentence1": "text", "sentence2": "text"}
         mapped = records({"text": "a"}).mapped(both, list(both))

@@ -10,6 +10,7 @@ import pytest
 from scipy.stats import entropy
 
 from pretune.bundle.bundle import Bundle
+from pretune.data.records import Records
 from pretune.errors import RunError
 from pretune.evaluation.ranking import farthest_first, rank_texts, uncertainty
 from pretune.inference.predict import Predictor
@@ -91,3 +92,14 @@ def test_tasks_and_words_that_rank_nothing(
         rank_texts(case.bundle(tiny_folder, tmp_path), case.records(3))
     with pytest.raises(RunError, match=r"nothing is ranked by 'entropie'\n.*'entropy'"):
         rank_texts(bundle, case.records(3), by="entropie")
+
+
+def test_records_without_text_come_last(bundle: Bundle) -> None:
+    rows = [{"text": text} for text in ("good film", " ", "bad", "", "the bad film")]
+    records = Records(rows, "inbox.csv", columns=("text",))
+    for choose in ("both", "diverse", "uncertain"):
+        ranked = rank_texts(bundle, records, choose=choose, known=records.head(2))
+        assert sorted(ranked.order[:3]) == [0, 2, 4], choose
+        assert ranked.order[3:] == [1, 3]
+        assert ranked.blank == 2
+    assert rank_texts(bundle, records.take([3])).order == [0]

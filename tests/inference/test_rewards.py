@@ -177,7 +177,7 @@ def test_a_decoder_has_to_be_told_what_an_empty_reply_is_worth(
 
 def test_what_is_cut_is_told_once(classifier: str) -> None:
     reward = reward_function({"run": classifier, "label": "good"}, device="cpu")
-    with pytest.warns(Note, match="some texts were longer than 24 tokens and were cut"):
+    with pytest.warns(Note, match="had more than 24 tokens; the rest was cut"):
         reward(PROMPTS[:1], ["good " * 40], RECORDS[:1])
     with warnings.catch_warnings():
         warnings.simplefilter("error")

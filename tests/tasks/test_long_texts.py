@@ -128,7 +128,7 @@ class TestWindows:
         task = windows(max_windows=2)
         made = featurize(task, texts(LONG), load_tokenizer(tiny_vocab_folder), with_targets=False)
         assert (made.choices, made.truncated) == (((8, 8),), 1)
-        assert task.truncation_note == "had more than 2 windows of 8 tokens and were cut"
+        assert task.truncation_note == "had more than 2 windows of 8 tokens; the rest was cut"
 
     def test_are_averaged(self) -> None:
         logits = torch.arange(12.0).view(6, 2)

@@ -132,7 +132,7 @@ class TestAnswers:
         printed = [json.loads(line)["scores"] for line in done.stdout.splitlines()]
         given = torch.tensor([[*own.values()] for own in printed])
         torch.testing.assert_close(given, scores(bundle, texts), atol=1e-5, rtol=0)
-        assert "1 had more than 8 windows of 8 tokens and were cut" in done.stderr
+        assert "1 of them had more than 8 windows of 8 tokens; the rest was cut" in done.stderr
 
     def test_are_evaluated_and_examined_example_by_example(self, bundle: Bundle) -> None:
         examined = examine(bundle, records(), device="cpu")

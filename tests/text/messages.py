@@ -42,6 +42,7 @@ SINKS: dict[str, tuple[tuple[int, ...], tuple[str, ...]]] = {
     "Argument": ((), ("help",)),
     "Typer": ((), ("help", "epilog")),
     "Mistake": ((0, 1), ()),
+    "WrongValueError": ((0,), ()),
     "write_words": ((1,), ()),
     "print_result": (tuple(range(1, 8)), ()),
     "progress_bar": ((0,), ("what",)),
@@ -55,6 +56,8 @@ SHOWN_LATER = {
     "_remarks",
     "_ways_out",
     "_more_gpus",
+    "differences",
+    "truncation_note",
 }
 #: Rooms with the keys of recipes, whose meanings `pretune init` writes.
 EXPLAINED = ("recipe", "tasks")
@@ -90,6 +93,10 @@ WORDS = (
     "without lines that are not valid in the encoding",
     "brought to NFC",
     "freed of control characters",
+    "had a word longer than a window, which was cut",
+    "Or leave such records out, which is counted: data.errors=skip.",
+    "To look at all of it: {0}",
+    "a finished",
     "with spaces collapsed",
     "with lines joined",
     "with repeated lines dropped",
@@ -131,6 +138,35 @@ TYPER = (
     "{0} is not a valid boolean.",
     "{0} is not in the range {1}.",
     "{0} is not one of {1}.",
+)
+#: What pydantic says of a value of a recipe, as `recipe/mistakes.py` tells it.
+PYDANTIC = (
+    "{0} (it is {1})",
+    "{0}, or {1} (it is {2})",
+    "{0}, or {1}, or {2} (it is {3})",
+    "'{0}' is missing",
+    "unknown key '{0}'. Did you mean '{1}'?",
+    "unknown key '{0}'. Known here: {1}.",
+    "should be {0}",
+    "should be {0} or {1}",
+    "doc_stride must be less",
+    "should be greater than {0}",
+    "should be greater than or equal to {0}",
+    "should be less than {0}",
+    "should be less than or equal to {0}",
+    "should be a finite number",
+    *(f"should be a valid {kind}" for kind in ("string", "number", "integer", "boolean", "list")),
+    "should be a valid dictionary",
+    "should be a valid boolean, unable to interpret input",
+    "should be a valid number, unable to parse string as a number",
+    "should be a valid integer, unable to parse string as an integer",
+    "should be a valid integer, got a number with a fractional part",
+    "should have at least {0} character",
+    "should have at least {0} characters",
+    "should have at most {0} characters",
+    "should have at least {0} item after validation, not {1}",
+    "should have at least {0} items after validation, not {1}",
+    "should have at most {0} items after validation, not {1}",
 )
 #: Alternatives that are written out, by the conditions in a text; more become places.
 MOST_ALTERNATIVES = 8
@@ -238,6 +274,8 @@ class Collector:
                 self._add_text(_escaped(described[1].strip('"')), "recipe", path.name)
         for text in WORDS:
             self._add_text(text, "render", "words")
+        for text in PYDANTIC:
+            self._add_text(text, "recipe", "pydantic")
         return self.messages
 
     def _said_elsewhere(self, module: Module) -> None:

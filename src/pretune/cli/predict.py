@@ -430,7 +430,7 @@ def _say_what_was_odd(predictor: Predictor) -> None:
         lines = "line or text" if predictor.blank == 1 else "lines or texts"
         notes.say(f"{predictor.blank:,} blank {lines}: answered too, so that answers stay in line")
     if predictor.cut:
-        notes.say(f"{predictor.cut:,} {predictor.task.truncation_note}")
+        notes.say(f"{predictor.cut:,} of them {predictor.task.truncation_note}")
 
 
 def _texts_as_records(predictor: Predictor, texts: list[str]) -> Records:

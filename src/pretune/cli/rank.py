@@ -110,6 +110,9 @@ def rank(
             precision=precision,
             progress=bar,
         )
+    if ranked.blank:
+        have = "record has" if ranked.blank == 1 else "records have"
+        to_stderr().say(f"{ranked.blank:,} {have} no text to label: last in the order")
     rows = ranked.rows()
     if output is not None:
         # What an interrupted command left is of nothing that can be told from this.

@@ -12,6 +12,8 @@ Errors = Literal["stop", "skip"]
 LEAVE_OUT = "Or leave such records out, which is counted: data.errors=skip."
 #: Records that are listed, and characters of what is said about each.
 LISTED, LENGTH = 10, 240
+#: Ways to repair them that are told.
+HINTS = 3
 
 
 class BadRecords:
@@ -42,14 +44,16 @@ class BadRecords:
         more = self.count - len(shown)
         return [*shown, f"... and {more:,} more"] if more else shown
 
-    def error(self, total: int, way_on: str = "") -> DataError:
-        """The error about all of them.
+    def error(self, total: int, *ways_on: str) -> DataError:
+        """The error about all of them, with a line for each way out.
 
         Args:
             total: the number of records, with these.
-            way_on: what can be done other than to repair them.
+            ways_on: what can be done other than to repair them.
         """
-        hint = " ".join(text for text in (self.first[0].hint, way_on) if text) or None
+        # Several kinds of mistakes are repaired in several ways.
+        repairs = dict.fromkeys(error.hint for error in self.first if error.hint)
+        hint = "\n  ".join([*list(repairs)[:HINTS], *ways_on]) or None
         if self.count == 1:
             return DataError(self.first[0].message, hint)
         head = f"{self.origin}: {self.count:,} of {total:,} records cannot be used:"

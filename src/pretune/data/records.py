@@ -222,13 +222,18 @@ class Records:
         renames = {ours: theirs for ours, theirs in mapping.items() if theirs in self.columns}
         if all(theirs == ours for ours, theirs in renames.items()):
             return self
-        # A renamed column gives up its old name; a column in the way of a new name is dropped.
-        gone = {*renames.values(), *renames}
+        # A renamed column gives up its old name, not its place: tables of answers keep the order.
+        ours_of: dict[str, list[str]] = {}
+        for ours, theirs in renames.items():
+            ours_of.setdefault(theirs, []).append(ours)
 
         def rename(values: Mapping[str, Any]) -> dict[str, Any]:
-            kept = {name: value for name, value in values.items() if name not in gone}
-            given = {ours: values[theirs] for ours, theirs in renames.items() if theirs in values}
-            return kept | given
+            # A column in the way of a new name is dropped.
+            return {
+                name: value
+                for old, value in values.items()
+                for name in ours_of.get(old, () if old in renames else (old,))
+            }
 
         return replace(
             self,

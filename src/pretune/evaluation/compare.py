@@ -49,14 +49,24 @@ class Difference(Interval):
 
 @dataclass(frozen=True, repr=False)
 class Compared(Displayed):
-    """A comparison of several models with the first of them, on the same data."""
+    """A comparison of several models with the first of them, on the same data.
+
+    Attributes:
+        names: of the models.
+        examined: the answers of each model to each example.
+        level: the confidence level of the intervals, e.g. 0.95.
+        resamples: of the bootstrap and the randomization test.
+        figures: of each model, by metric, with their intervals.
+        differences: to the first model, of each of the others, by metric.
+        left_out: metrics that are not compared; `note` says why.
+    """
 
     names: tuple[str, ...]
     examined: tuple[Examined, ...]
-    level: float  # confidence level of the intervals, e.g. 0.95
+    level: float
     resamples: int
-    figures: tuple[Mapping[str, Interval], ...]  # of each model, by metric
-    differences: tuple[Mapping[str, Difference], ...]  # of each model but the first
+    figures: tuple[Mapping[str, Interval], ...]
+    differences: tuple[Mapping[str, Difference], ...]
     left_out: tuple[str, ...] = ()
 
     @cached_property

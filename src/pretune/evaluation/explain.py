@@ -56,14 +56,23 @@ class Attribution:
 
 @dataclass(frozen=True)
 class Explained(Displayed):
-    """Attributions and attention of one sequence."""
+    """Attributions and attention of one sequence.
 
-    tokens: tuple[str, ...]  # the entries of the vocabulary
-    texts: tuple[str, ...]  # what each of them stands for: see `token_texts`
-    attributions: tuple[float, ...]  # `[T]` in nats; above 0: raises the loss, or the certainty
-    value: float  # the loss, or how sure the model is of its answer
-    baseline: float  # the same without the text: what the attributions explain is the difference
-    attention: Tensor | None = None  # `[L, T, T]` mean over heads; None: no attention or too long
+    Attributes:
+        tokens: the entries of the vocabulary.
+        texts: what each of them stands for: see `token_texts`.
+        attributions: `[T]` in nats; above 0: raises the loss, or the certainty.
+        value: the loss, or how sure the model is of its answer.
+        baseline: the same without the text: the attributions explain the difference.
+        attention: `[L, T, T]`, the mean over heads; None: no attention, or too long.
+    """
+
+    tokens: tuple[str, ...]
+    texts: tuple[str, ...]
+    attributions: tuple[float, ...]
+    value: float
+    baseline: float
+    attention: Tensor | None = None
 
     @override
     def table_rows(self) -> list[dict[str, Any]]:

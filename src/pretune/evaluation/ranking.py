@@ -43,6 +43,7 @@ class RankedTexts:
         answers: the model's, to each record.
         chosen: how many of the first were chosen with an eye on one another.
         inputs: the columns that the model reads.
+        blank: how many have no text; they come last.
     """
 
     records: Records
@@ -51,6 +52,7 @@ class RankedTexts:
     answers: list[Prediction]
     chosen: int
     inputs: tuple[str, ...]
+    blank: int = 0
 
     def rows(self) -> list[Record]:
         """Return the records in their order, with answers, `uncertainty` and `rank` (from 1)."""
@@ -105,27 +107,35 @@ def rank_texts(
     predictor = Predictor(bundle, device=device, precision=precision)
     answers = predictor.predict(records, progress=progress)
     unsure = np.array([uncertainty(predictor, answer, by) for answer in answers])
+    # A record without text teaches nothing, however unsure its answer.
+    texts = _texts(predictor, records)
+    filled = [number for number, text in enumerate(texts) if text.strip()]
     first: list[int] = []
-    if choose != "uncertain":
+    if choose != "uncertain" and filled:
         embedder = Embedder(bundle, device=device)
-        vectors = embedder.embed(_texts(predictor, records))
-        labelled = None if known is None else embedder.embed(_texts(predictor, known))
-        weights = unsure if choose == "both" else np.ones_like(unsure)
-        first = farthest_first(vectors, weights, min(count, len(records)), labelled)
+        vectors = embedder.embed([texts[number] for number in filled])
+        weights = unsure[filled] if choose == "both" else np.ones(len(filled))
+        labelled = None
+        if known is not None:
+            known_texts = [text for text in _texts(predictor, known) if text.strip()]
+            labelled = embedder.embed(known_texts) if known_texts else None
+        places = farthest_first(vectors, weights, min(count, len(filled)), labelled)
+        first = [filled[place] for place in places]
     # The rest by uncertainty; of equal ones the earlier record.
-    taken = {*first}
-    rest = [int(i) for i in np.argsort(-unsure, kind="stable") if int(i) not in taken]
+    left = {*filled} - {*first}
+    rest = [int(i) for i in np.argsort(-unsure, kind="stable") if int(i) in left]
+    blank = [number for number, text in enumerate(texts) if not text.strip()]
     inputs = (*predictor.task.inputs,)
-    return RankedTexts(records, first + rest, unsure, answers, len(first), inputs)
+    order = [*first, *rest, *blank]
+    return RankedTexts(records, order, unsure, answers, len(first), inputs, len(blank))
 
 
 def _texts(predictor: Predictor, records: Records) -> list[str]:
     """Return one text for each record: its inputs, one after the other."""
     names = [*predictor.task.inputs]
-    joined = [
+    return [
         " ".join(filter(None, (as_text(row.get(name)) for name in names))) for row in records.rows
     ]
-    return [text if text.strip() else "." for text in joined]  # a blank one has no embedding
 
 
 def uncertainty(predictor: Predictor, answer: Prediction, by: str) -> float:

@@ -299,7 +299,7 @@ def _by_run(
             rewards[i] = value
         if predictor.cut and not told:
             told = True
-            note(f"{part.run}: some texts {task.truncation_note} to be scored")
+            note(f"{part.run}: some texts to be scored {task.truncation_note}")
         return rewards
 
     return score

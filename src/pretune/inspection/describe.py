@@ -128,7 +128,12 @@ class Facts:
 
 @dataclass
 class Description(Displayed):
-    """The description of some files, and the leaks between them."""
+    """The description of some files, and the leaks between them.
+
+    Attributes:
+        files: of each file its rows, columns, labels, lengths and repeats.
+        leaks: texts of a later file that an earlier one has.
+    """
 
     files: list[Facts]
     leaks: list[Leak]

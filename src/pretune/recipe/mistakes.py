@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, get_args
 
@@ -32,6 +33,8 @@ _SYNONYMS = {
     "validation_file": "validation",
     "max_seq_length": "max_length",
 }
+#: How its messages begin: what is told behind a key needs no subject.
+_PYDANTIC = re.compile("^(Value error, |Input |String |List |Dictionary )")
 #: Pydantic puts the branches of a union into the location of an error, which tells people nothing.
 _BRANCHES = ("str", "int", "float", "none", "constrained-float", "constrained-int")
 
@@ -55,7 +58,7 @@ def recipe_error(
         elif item["type"] == "missing":
             problems[key] = f"'{key}' is missing"
         else:
-            problem = item["msg"].removeprefix("Value error, ").removeprefix("Input ")
+            problem = _PYDANTIC.sub("", item["msg"])
             value = item["input"]
             shown = "" if isinstance(value, BaseModel | dict) else f" (it is {_written(value)})"
             # The branches of a union fail one by one, under the same key.

@@ -38,7 +38,7 @@ from pretune.data.readers.in_memory import is_from_memory
 from pretune.data.readers.plain_text import is_plain
 from pretune.data.readers.preferences import CHOSEN, LABEL, REJECTED
 from pretune.data.records import Records, is_missing
-from pretune.errors import PretuneError, RecipeError, did_you_mean
+from pretune.errors import PretuneError, RecipeError, WrongValueError, did_you_mean
 from pretune.models.config import brief
 from pretune.recipe import yaml12
 from pretune.recipe.mistakes import init_hint, recipe_error
@@ -130,13 +130,13 @@ class Recipe(RecipeSection):
     @classmethod
     def _a_path(cls, output: str) -> str:
         if is_url(output):
-            raise ValueError(
+            raise WrongValueError(
                 "should be a folder on the disk; train.mirror=URL keeps a copy of the run in "
                 "object storage"
             )
         longest = max(len(os.fsencode(part)) for part in [*Path(output).parts, ""])
         if "\0" in output or longest > 255 or len(os.fsencode(output)) > 3000:
-            raise ValueError("should be a folder: no NUL, and no name above 255 bytes")
+            raise WrongValueError("should be a folder: no NUL, and no name above 255 bytes")
         return output
 
     @classmethod

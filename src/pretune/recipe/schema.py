@@ -15,6 +15,7 @@ from pydantic import (
 )
 
 from pretune.data.records import MAX_CHARS
+from pretune.errors import WrongValueError
 from pretune.storage.object_store import is_url
 from pretune.tasks.checked_numbers import CheckedNumbers
 
@@ -151,11 +152,11 @@ class TeacherSection(RecipeSection):
     @model_validator(mode="after")
     def _teaches(self) -> Self:
         if not (self.soft or self.hidden or self.relations):
-            raise ValueError(
+            raise WrongValueError(
                 "nothing is learned from it: soft, hidden or relations must be above 0"
             )
         if self.keep and (self.hidden or self.relations):
-            raise ValueError("keep is for outputs; hidden and relations are of each batch")
+            raise WrongValueError("keep is for outputs; hidden and relations are of each batch")
         return self
 
 
@@ -182,7 +183,7 @@ class FoldSection(RecipeSection):
     @model_validator(mode="after")
     def _is_one(self) -> Self:
         if self.number > self.of:
-            raise ValueError(f"there is no part {self.number} of {self.of}")
+            raise WrongValueError(f"there is no part {self.number} of {self.of}")
         return self
 
 
@@ -236,7 +237,7 @@ class DataSection(RecipeSection):
     @classmethod
     def _names_data(cls, value: Any) -> Any:
         if not isinstance(value, str | int | float | None):
-            raise ValueError(
+            raise WrongValueError(
                 "should name data; a table in memory is given beside the recipe, "
                 "pretune.train(RECIPE, data=TABLE)"
             )
@@ -245,7 +246,7 @@ class DataSection(RecipeSection):
     @model_validator(mode="after")
     def _validated_once(self) -> Self:
         if self.fold is not None and self.validation is not None:
-            raise ValueError(
+            raise WrongValueError(
                 "fold says what is validated on: set validation to null (data.validation=null)"
             )
         return self
@@ -270,7 +271,7 @@ class TrackSection(RecipeSection):
     def _no_password(cls, uri: str | None) -> str | None:
         # The recipe is saved beside the result, logged and published.
         if uri is not None and "@" in urlsplit(uri).netloc:
-            raise ValueError(
+            raise WrongValueError(
                 "leave user and password out; set MLFLOW_TRACKING_USERNAME and "
                 "MLFLOW_TRACKING_PASSWORD in the environment"
             )
@@ -282,13 +283,13 @@ class TrackSection(RecipeSection):
 
 def _not_bool(value: Any) -> Any:
     if isinstance(value, bool):  # to Python these are 0 and 1
-        raise ValueError("should be a number, not true or false")
+        raise WrongValueError("should be a number, not true or false")
     return value
 
 
 def _share_or_count(value: Updates) -> Updates:
     if value > 1 and value != int(value):
-        raise ValueError("below 1 it is a share, from 1 on a whole number of updates")
+        raise WrongValueError("below 1 it is a share, from 1 on a whole number of updates")
     return value
 
 
@@ -390,7 +391,7 @@ class Limit(RecipeSection):
     @model_validator(mode="after")
     def _limits(self) -> Self:
         if self.above is None and self.below is None:
-            raise ValueError(_LIMIT_FORMS)
+            raise WrongValueError(_LIMIT_FORMS)
         return self
 
     def passed(self, value: float) -> str | None:
@@ -404,9 +405,9 @@ class Limit(RecipeSection):
 
 def _limit(value: Any) -> Any:
     if value is None:  # YAML takes {kl:3} for a key without a value
-        raise ValueError(f"{_LIMIT_FORMS}, with a space after every colon: {{kl: 3}}")
+        raise WrongValueError(f"{_LIMIT_FORMS}, with a space after every colon: {{kl: 3}}")
     if not isinstance(_not_bool(value), int | float | Mapping | Limit):
-        raise ValueError(_LIMIT_FORMS)
+        raise WrongValueError(_LIMIT_FORMS)
     return {"above": value} if isinstance(value, int | float) else value
 
 
@@ -558,7 +559,7 @@ class TrainSection(RecipeSection):
     @classmethod
     def _in_storage(cls, place: str | None) -> str | None:
         if place is not None and not is_url(place):
-            raise ValueError(
+            raise WrongValueError(
                 "should be a place in object storage, such as s3://bucket/runs/films; the folder "
                 "of the run is `output`"
             )
@@ -568,13 +569,13 @@ class TrainSection(RecipeSection):
     @classmethod
     def _layers(cls, value: Any) -> Any:
         if value == {}:
-            raise ValueError("should say how many layers: {layers: N}")
+            raise WrongValueError("should say how many layers: {layers: N}")
         return value
 
     @model_validator(mode="after")
     def _one_batch_size(self) -> Self:
         if self.batch_size is not None and self.batch_tokens is not None:
-            raise ValueError(
+            raise WrongValueError(
                 "give batch_size or batch_tokens, not both: add train.batch_tokens=null, or "
                 "train.batch_size=null"
             )
@@ -582,5 +583,5 @@ class TrainSection(RecipeSection):
             object.__setattr__(self, "batch_size", 32)  # frozen: this is still construction
         full = self.batch_size or self.batch_tokens or 0
         if self.batch_ramp is not None and self.batch_ramp.start > full:
-            raise ValueError(f"batch_ramp.start is above the full batch, {full}")
+            raise WrongValueError(f"batch_ramp.start is above the full batch, {full}")
         return self

@@ -423,7 +423,7 @@ class Task(Preprocessor, Head, Answers[P], Scorer[P], Described, Generic[O, P]):
     @property
     @override
     def truncation_note(self) -> str:
-        return f"were longer than {self.options.max_length} tokens and were cut"
+        return f"had more than {self.options.max_length} tokens; the rest was cut"
 
     @override
     def segments(self, tokenizer: Tokenizer) -> int:

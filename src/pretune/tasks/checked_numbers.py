@@ -14,6 +14,8 @@ from pydantic import (
     model_serializer,
 )
 
+from pretune.errors import WrongValueError
+
 #: A number with underscores in it, which Python reads as one, and YAML and people do not.
 _UNDERSCORED = re.compile(r"\s*[-+]?[\d.]*\d_\d[\d_.]*(?:[eE][-+]?\d+)?\s*")
 #: The key of the context in which a section is written with all its own keys.
@@ -47,11 +49,14 @@ class CheckedNumbers(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _written_plainly(cls, value: Any, info: ValidationInfo) -> Any:
-        """Refuse `1_0`, which pydantic would read as 10, unless it may be a text there."""
-        if isinstance(value, str) and _UNDERSCORED.fullmatch(value):
-            kind = cls.model_fields[str(info.field_name)].annotation
-            if str not in _leaves(kind):
-                raise ValueError("a number is written without _")
+        """Refuse `1_0` and `true` for a number, which pydantic would read as 10 and 1."""
+        underscored = isinstance(value, str) and _UNDERSCORED.fullmatch(value)
+        if underscored or isinstance(value, bool):
+            kinds = _leaves(cls.model_fields[str(info.field_name)].annotation)
+            if underscored and str not in kinds:
+                raise WrongValueError("a number is written without _")
+            if not underscored and kinds & {int, float} and not kinds & {bool, Any, value}:
+                raise WrongValueError("should be a number, not true or false")
         return value
 
 

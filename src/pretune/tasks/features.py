@@ -315,7 +315,7 @@ def _record_features(
     start = time.perf_counter()
     features = FeatureSet.of(stream())
     if bad.count and (errors == "stop" or not len(features)):
-        raise bad.error(len(records), LEAVE_OUT if len(features) else "")
+        raise bad.error(len(records), *([LEAVE_OUT] if len(features) else []))
     features = replace(
         features,
         skipped=tuple(item for item in remarks if isinstance(item, Skipped)),

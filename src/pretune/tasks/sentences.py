@@ -14,7 +14,7 @@ from typing_extensions import override
 
 from pretune.data.batch import Feature, PackedBatch, Skipped
 from pretune.data.records import Records, is_missing
-from pretune.errors import CheckpointError, DataError
+from pretune.errors import CheckpointError, DataError, WrongValueError
 from pretune.models.backbone import Backbone
 from pretune.models.families import build_head
 from pretune.tasks.base import (
@@ -74,12 +74,12 @@ class SentenceOptions(TaskOptions):
     @model_validator(mode="after")
     def _windows_fit(self) -> Self:
         if self.long == "windows" and self.pair:
-            raise ValueError(
+            raise WrongValueError(
                 "long: windows reads one text; of the texts of a pair head_tail keeps both ends"
             )
         half = self.max_length // 2
         if self.overlap is not None and self.overlap > half:
-            raise ValueError(f"overlap must be at most half of max_length: {half}")
+            raise WrongValueError(f"overlap must be at most half of max_length: {half}")
         return self
 
 
@@ -200,7 +200,7 @@ class SentenceTask(Task[S, P], UsesTokenizer, TeachableRecord):
     def truncation_note(self) -> str:
         length, windows = self.options.max_length, self.options.max_windows
         if self.options.long == "windows":
-            return f"had more than {windows} windows of {length} tokens and were cut"
+            return f"had more than {windows} windows of {length} tokens; the rest was cut"
         if self.options.long == "head_tail":
             return f"were longer than {length} tokens: their beginning and end were kept"
         return super().truncation_note

@@ -106,6 +106,9 @@ class MessageTemplate:
         if self.words < OWN_WORDS and any(map(_PHRASE.search, least.groups())):
             return None
         values = least.groups()
+        # What stands first in a line began there: the lines before are texts of their own.
+        if not self._parts[0] and "\n" in values[0]:
+            return None
         # `data.csv: 3` before ` of 4` is the name of a file before another text, or a line is.
         prefixed = not self._parts[0] and (": " in values[0] or "\n" in values[0])
         plain = self._in_order or (values == greatest.groups() and not prefixed)

@@ -20,7 +20,7 @@ from pretune.tokenizers.template_sandbox import (
 )
 from pretune.tokenizers.tokenizer import Tokenizer
 
-#: A message: `{"role": "user", "content": "..."}`.
+#: A message, with its `role` (`user`, `assistant`, ...) and its `content`.
 Message = Mapping[str, str]
 
 #: Templates to train with where a tokenizer has none. A reply ends with the tokenizer's end of

@@ -424,7 +424,8 @@ def read_features(
             errors=errors,
         )
     tokens = int(features.lengths.sum())
-    cut = f"; {features.truncated:,} {task.truncation_note}" if features.truncated else ""
+    cut = f"{features.truncated:,} of them {task.truncation_note}" if features.truncated else ""
+    cut = f"; {tr(cut)}" if cut else ""
     which = ""
     if isinstance(records, Records):
         unit = None if records.text_unit is None else TEXT_UNITS[records.text_unit]

@@ -52,9 +52,8 @@ def usable(
         return records
     total = len(good) + bad.count
     if data.errors == "stop" or not good:
-        way_on = f"{LEAVE_OUT} " if good else ""
-        look = describe_command(task, records, data)
-        raise bad.error(total, f"{way_on}To look at all of it: {look}")
+        look = f"To look at all of it: {describe_command(task, records, data)}"
+        raise bad.error(total, *([LEAVE_OUT] if good else []), look)
     left = records if len(good) == len(records) else records.take(good)
     told = [
         f"{records.origin}: {bad.count:,} of {total:,} records were left out (data.errors=skip):",

@@ -31,7 +31,7 @@ from pretune.tasks.losses import IGNORED, NEXT
 
 #: Tokens that are scored at a time. Batching changes scores by rounding, so nobody may choose it.
 SCORED_TOKENS = 8192
-#: Describes the columns of a reward or a judge `{exact: COLUMN}`.
+#: Describes the columns of a reward or a judge that compares with a column (`exact`).
 COMPARED = "what a reply is compared with"
 #: The figures that are shown of a single reply.
 SCORES = ("reward", "judge")

@@ -33,7 +33,7 @@ from pretune.data.readers.preferences import (
 from pretune.data.records import Records
 from pretune.decoding.continuations import Prompt
 from pretune.decoding.decoding import Decoding
-from pretune.errors import DataError
+from pretune.errors import DataError, WrongValueError
 from pretune.tasks.alignment.aligned import (
     JUDGED,
     Aligned,
@@ -135,23 +135,29 @@ class DpoOptions(AlignedOptions):
         if is_from_checkpoint(info):
             return self
         if self.z_loss:
-            raise ValueError("z_loss belongs to the cross-entropy, and no loss of dpo reads it")
+            raise WrongValueError(
+                "z_loss belongs to the cross-entropy, and no loss of dpo reads it"
+            )
         for name, losses in READ_BY.items():
             changed = getattr(self, name) != type(self).model_fields[name].default
             if changed and self.loss not in losses:
-                raise ValueError(
+                raise WrongValueError(
                     f"the loss {self.loss} does not read {name}, only {', '.join(losses)}"
                 )
         if self.label_smoothing >= 0.5:
-            raise ValueError("label_smoothing must be below 0.5: more would turn the pairs round")
+            raise WrongValueError(
+                "label_smoothing must be below 0.5: more would turn the pairs round"
+            )
         return self
 
     @model_validator(mode="after")
     def _makes_sense(self) -> Self:
         if self.reference is None and self.loss not in WITHOUT_REFERENCE:
-            raise ValueError(f"the loss {self.loss} needs a reference: start, or a folder")
+            raise WrongValueError(f"the loss {self.loss} needs a reference: start, or a folder")
         if self.judge is not None and not self.samples:
-            raise ValueError("judge scores the replies of evaluations: samples must be above 0")
+            raise WrongValueError(
+                "judge scores the replies of evaluations: samples must be above 0"
+            )
         return self
 
     @property

@@ -27,6 +27,7 @@ from pretune.data.readers.preferences import check_prompt
 from pretune.data.records import Records
 from pretune.decoding.continuations import Prompt
 from pretune.decoding.decoding import Decoding
+from pretune.errors import WrongValueError
 from pretune.tasks.alignment.aligned import (
     ActionScores,
     Aligned,
@@ -104,24 +105,24 @@ class PolicyOptions(AlignedOptions):
     @model_validator(mode="after")
     def _makes_sense(self, info: ValidationInfo) -> Self:
         if (self.top_k, self.top_p, self.repetition_penalty) != (0, 1.0, 1.0):
-            raise ValueError(
+            raise WrongValueError(
                 "top_k, top_p and repetition_penalty must stay off: what they keep from being "
                 "written would be trained as if it could be"
             )
         if self.label_smoothing or self.z_loss:
-            raise ValueError(
+            raise WrongValueError(
                 "label_smoothing and z_loss belong to the cross-entropy, which is not trained here"
             )
         if self.reference is None and self.beta:
-            raise ValueError("beta needs a reference: start, or a folder; or set beta to 0")
+            raise WrongValueError("beta needs a reference: start, or a folder; or set beta to 0")
         # A checkpoint of before this was refused still opens.
         if "reward_se" in self.part_names and not is_from_checkpoint(info):
-            raise ValueError(
+            raise WrongValueError(
                 "reward: a part called 'se' would hide the figure reward_se, the standard error; "
                 "give it another name, as {run: se, name: quality}"
             )
         if self.max_new_tokens >= self.max_length:
-            raise ValueError(
+            raise WrongValueError(
                 f"max_new_tokens={self.max_new_tokens} leaves no room for a prompt in "
                 f"max_length={self.max_length}: set task.max_new_tokens below it, or "
                 "task.max_length higher"

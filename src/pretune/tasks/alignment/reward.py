@@ -94,9 +94,13 @@ class RewardOptions(TaskOptions):
 
 @dataclass(frozen=True)
 class RewardPrediction(Prediction):
-    """The score of a reply; only differences between replies to the same prompt mean something."""
+    """The score of a reply; only differences between replies to the same prompt mean something.
 
-    score: float | None  # None where there was nothing to score
+    Attributes:
+        score: higher is better; None where there was nothing to score.
+    """
+
+    score: float | None
 
 
 class Reward(Task[RewardOptions, RewardPrediction], UsesTokenizer, AdaptsRecords, Calibrated):

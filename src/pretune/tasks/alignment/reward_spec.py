@@ -29,7 +29,7 @@ from pydantic import (
 )
 from typing_extensions import override
 
-from pretune.errors import describe_value, did_you_mean
+from pretune.errors import WrongValueError, describe_value, did_you_mean
 from pretune.tasks.base import is_from_checkpoint
 from pretune.tasks.labels import LabelText
 
@@ -109,7 +109,7 @@ class FunctionReward(RewardPart):
     @classmethod
     def _has_the_form(cls, function: str) -> str:
         if _FUNCTION.fullmatch(function) is None:
-            raise ValueError(
+            raise WrongValueError(
                 "should be MODULE:FUNCTION, such as my_rewards:score; a model is {run: FOLDER}"
             )
         return function
@@ -150,7 +150,7 @@ class MatchReward(RewardPart):
         try:
             re.compile(pattern)
         except (re.error, RecursionError, OverflowError) as error:
-            raise ValueError(f"is no regular expression ({error})") from None
+            raise WrongValueError(f"is no regular expression ({error})") from None
         return pattern
 
 
@@ -188,31 +188,31 @@ def _part(value: Any, info: ValidationInfo) -> RewardPart:
     if isinstance(value, str):
         value = {FunctionReward.key: value}
     if not isinstance(value, Mapping):
-        raise ValueError(f"should be {_FORMS}, found {describe_value(value)}")
+        raise WrongValueError(f"should be {_FORMS}, found {describe_value(value)}")
     kinds = [key for key in _KINDS if key in value]
     if not kinds:
         near = did_you_mean(str(next(iter(value), "")), _KINDS)
-        raise ValueError(f"should be {_FORMS}. {near}")
+        raise WrongValueError(f"should be {_FORMS}. {near}")
     if len(kinds) > 1:
-        raise ValueError(f"has {' and '.join(kinds)}: give a list of them")
+        raise WrongValueError(f"has {' and '.join(kinds)}: give a list of them")
     kind = _KINDS[kinds[0]]
     for name in value:
         if name not in kind.model_fields:
             near = did_you_mean(str(name), kind.model_fields)
-            raise ValueError(f"a reward by {kind.key} has no key '{name}'. {near}")
+            raise WrongValueError(f"a reward by {kind.key} has no key '{name}'. {near}")
     return kind.model_validate(dict(value), context=info.context)
 
 
 def _weighing(parts: list[RewardPart], info: ValidationInfo) -> list[RewardPart]:
     """Return parts of which at least one counts, and whose names tell them apart."""
     if not parts:
-        raise ValueError(f"is empty: name a reward, {_FORMS}")
+        raise WrongValueError(f"is empty: name a reward, {_FORMS}")
     if all(part.weight == 0 for part in parts):
-        raise ValueError("nothing counts: at least one part needs another weight than 0")
+        raise WrongValueError("nothing counts: at least one part needs another weight than 0")
     given = [part.name for part in parts if part.name is not None]
     twice = [name for name in given if given.count(name) > 1]
     if twice and not is_from_checkpoint(info):  # a checkpoint may be older than this rule
-        raise ValueError(f"two parts have the name '{twice[0]}': give each its own")
+        raise WrongValueError(f"two parts have the name '{twice[0]}': give each its own")
     return parts
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from pretune.data.arrays import Array
+from pretune.errors import WrongValueError
 from pretune.tasks.alignment.aligned import ActionScores, sums_of_replies
 from pretune.tasks.alignment.policy import (
     ADVANTAGE,
@@ -42,7 +43,7 @@ class RlooOptions(PolicyOptions):
     @model_validator(mode="after")
     def _one_pass(self) -> Self:
         if self.passes > 1 and self.loss == "reinforce":
-            raise ValueError(
+            raise WrongValueError(
                 "the loss reinforce is right for replies of the model as it is: for more passes "
                 "than 1 set loss to clipped"
             )

@@ -16,7 +16,7 @@ from pretune.corpus.store import StoredDocuments
 from pretune.data.arrays import Array
 from pretune.data.batch import Feature, Features, Layout, PackedBatch, Selection
 from pretune.data.records import Records, is_missing
-from pretune.errors import CheckpointError
+from pretune.errors import CheckpointError, WrongValueError
 from pretune.models.backbone import Backbone
 from pretune.models.families import build_head
 from pretune.models.heads.vocabulary import Scores
@@ -75,7 +75,7 @@ class CausalLmOptions(CrossEntropyOptions):
     @model_validator(mode="after")
     def _reaches_every_token(self) -> Self:
         if self.stride is not None and self.stride > self.max_length:
-            raise ValueError(
+            raise WrongValueError(
                 f"a stride of {self.stride} is more than max_length, {self.max_length}: tokens "
                 "between two blocks would not be predicted"
             )
@@ -84,11 +84,17 @@ class CausalLmOptions(CrossEntropyOptions):
 
 @dataclass(frozen=True)
 class LmPrediction(Prediction):
-    """How probable a text is to the model."""
+    """How probable a text is to the model.
 
-    tokens: int  # how many were predicted
-    log_probability: float  # the sum over these tokens, in nats
-    perplexity: float | None  # exp of the mean negative log-probability; None without tokens
+    Attributes:
+        tokens: how many were predicted.
+        log_probability: the sum over these tokens, in nats.
+        perplexity: exp of the mean negative log-probability; None without tokens.
+    """
+
+    tokens: int
+    log_probability: float
+    perplexity: float | None
 
     @classmethod
     def of(cls, tokens: int, nats: float) -> Self:

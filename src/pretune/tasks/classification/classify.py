@@ -85,11 +85,17 @@ class ClassifyOptions(CrossEntropyOptions, SentenceOptions):
 
 @dataclass(frozen=True)
 class ClassPrediction(Prediction):
-    """The answer of a classifier: the most probable label, with its probability."""
+    """The answer of a classifier: the most probable label, with its probability.
+
+    Attributes:
+        label: the most probable one.
+        score: its probability, from 0 to 1.
+        scores: the probability of every label, in the model's order.
+    """
 
     label: str
     score: float
-    scores: dict[str, float]  # the probability of every label, in the model's order
+    scores: dict[str, float]
 
     @override
     def ranked(self) -> list[tuple[str, float]]:

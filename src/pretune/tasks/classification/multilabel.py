@@ -82,10 +82,15 @@ class MultilabelOptions(SentenceOptions):
 
 @dataclass(frozen=True)
 class LabelsPrediction(Prediction):
-    """The labels of a text."""
+    """The labels of a text.
 
-    labels: list[str]  # those whose probability reaches their threshold, in the model's order
-    scores: dict[str, float]  # the probability of every label
+    Attributes:
+        labels: those whose probability reaches their threshold, in the model's order.
+        scores: the probability of every label; each by itself, so they need not add up to 1.
+    """
+
+    labels: list[str]
+    scores: dict[str, float]
 
     @override
     def ranked(self) -> list[tuple[str, float]]:

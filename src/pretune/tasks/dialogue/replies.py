@@ -73,11 +73,17 @@ class ReplyOptions(CrossEntropyOptions):
 
 @dataclass(frozen=True)
 class ReplyPrediction(Prediction):
-    """A reply."""
+    """A reply.
+
+    Attributes:
+        reply: its text.
+        log_probability: the sum over its tokens, the end included, in nats.
+        tokens: how many tokens it has.
+    """
 
     reply: str
-    log_probability: float  # the sum over its tokens, the end included, in nats
-    tokens: int  # how many tokens it has
+    log_probability: float
+    tokens: int
 
     @property
     @override

@@ -19,7 +19,7 @@ from pretune.data.batch import Feature, Features, PackedBatch, Selection
 from pretune.data.masking import NOT_MASKED, segmenter
 from pretune.data.records import Records
 from pretune.data.sentence_pairs import PairMaker, RecordDocuments, SentenceTokens
-from pretune.errors import DataError
+from pretune.errors import DataError, WrongValueError
 from pretune.models.backbone import Backbone
 from pretune.models.families import build_head
 from pretune.models.heads.language import PreTrainingOutput
@@ -107,7 +107,7 @@ class MaskLmOptions(CrossEntropyOptions):
     def _possible(self) -> Self:
         check_masks(self)
         if self.next != "none" and self.max_length < MIN_PAIR_TOKENS:
-            raise ValueError(f"pairs need max_length: {MIN_PAIR_TOKENS} or more")
+            raise WrongValueError(f"pairs need max_length: {MIN_PAIR_TOKENS} or more")
         return self
 
 

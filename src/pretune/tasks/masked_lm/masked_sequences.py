@@ -18,7 +18,7 @@ from pretune.data.batch import Feature, Features, PackedBatch
 from pretune.data.masking import MaskRule, MaskVocabulary, draw_masks, segmenter
 from pretune.data.records import Records
 from pretune.data.sentence_pairs import SentenceTokens, tokenize_sentences
-from pretune.errors import CheckpointError
+from pretune.errors import CheckpointError, WrongValueError
 from pretune.tasks.base import DrawsAnew, ReadsCorpus, UsesTokenizer
 from pretune.tasks.masked_lm.corpus_sequences import (
     CorpusTokens,
@@ -71,9 +71,9 @@ def check_masks(options: Any) -> None:
         ValueError: they do not.
     """
     if options.as_mask + options.as_random > 1 + 1e-9:
-        raise ValueError("as_mask and as_random are shares of a whole: together at most 1")
+        raise WrongValueError("as_mask and as_random are shares of a whole: together at most 1")
     if options.words == "jieba" and options.mask == "tokens":
-        raise ValueError("words: jieba is for mask: words or mask: spans")
+        raise WrongValueError("words: jieba is for mask: words or mask: spans")
 
 
 class MasksSequences(DrawsAnew, ReadsCorpus, UsesTokenizer):

@@ -60,11 +60,17 @@ class ChooseOptions(TaskOptions):
 
 @dataclass(frozen=True)
 class ChoicePrediction(Prediction):
-    """The answer for one example."""
+    """The answer for one example.
 
-    choice: int  # the number of the most probable choice, from 0
-    score: float  # its probability
-    scores: list[float]  # the probability of each choice, in order
+    Attributes:
+        choice: the number of the most probable choice, from 0.
+        score: its probability.
+        scores: the probability of each choice, in order.
+    """
+
+    choice: int
+    score: float
+    scores: list[float]
 
     @override
     def ranked(self) -> list[tuple[str, float]]:

@@ -17,7 +17,7 @@ from pretune.checkpoints.config import THRESHOLD
 from pretune.data.arrays import Array
 from pretune.data.batch import Feature, Features, FeatureSet, PackedBatch, Skipped
 from pretune.data.records import Records
-from pretune.errors import CheckpointError, DataError
+from pretune.errors import CheckpointError, DataError, WrongValueError
 from pretune.models.backbone import Backbone
 from pretune.models.families import build_head
 from pretune.tasks.base import (
@@ -91,13 +91,15 @@ class AnswerOptions(TaskOptions):
                 if room > 0
                 else "max_length must be more, or max_question_length less"
             )
-            raise ValueError(
+            raise WrongValueError(
                 f"with max_length: {self.max_length} and max_question_length: "
                 f"{self.max_question_length} a window has room for {max(room, 0)} tokens of the "
                 f"passage, so {way_out}"
             )
         if self.no_answer and self.match == "characters":
-            raise ValueError("match: characters is CMRC 2018's, where every question has an answer")
+            raise WrongValueError(
+                "match: characters is CMRC 2018's, where every question has an answer"
+            )
         return self
 
     @classmethod

@@ -38,7 +38,11 @@ class RegressOptions(SentenceOptions):
 
 @dataclass(frozen=True)
 class ScorePrediction(Prediction):
-    """The score of a text, in the unit of the training data."""
+    """The score of a text, in the unit of the training data.
+
+    Attributes:
+        score: the number.
+    """
 
     score: float
 

@@ -17,7 +17,7 @@ from pretune.checkpoints.config import CRF
 from pretune.data.arrays import Array
 from pretune.data.batch import Feature, Features, PackedBatch, Repaired, Skipped
 from pretune.data.records import Records
-from pretune.errors import DataError, did_you_mean
+from pretune.errors import DataError, WrongValueError, did_you_mean
 from pretune.models.backbone import Backbone
 from pretune.models.families import build_head
 from pretune.models.heads.token import TagScores
@@ -103,13 +103,13 @@ class TagOptions(CrossEntropyOptions):
         half = self.max_length // 2
         if self.overlap > half:
             if "overlap" in self.model_fields_set:
-                raise ValueError(
+                raise WrongValueError(
                     f"overlap must be at most half of max_length: {half} (it is {self.overlap}); "
                     f"task.overlap={half} is allowed"
                 )
             object.__setattr__(self, "overlap", self.max_length // 4)  # frozen: still construction
         if self.crf and (self.label_smoothing or self.z_loss):
-            raise ValueError(
+            raise WrongValueError(
                 "label_smoothing and z_loss are not for a crf: its loss has no classes"
             )
         return self
@@ -137,7 +137,12 @@ class Entity:
 
 @dataclass(frozen=True)
 class TagPrediction(Prediction):
-    """The entities of a text; and the tag of each word, where words were given."""
+    """The entities of a text; and the tag of each word, where words were given.
+
+    Attributes:
+        entities: each with its `text`, `type`, `start`, `end` (characters of the text) and `score`.
+        tags: the tag of each word; None where a text was given.
+    """
 
     entities: tuple[Entity, ...]
     tags: tuple[str, ...] | None = None

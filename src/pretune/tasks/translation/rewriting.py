@@ -18,7 +18,7 @@ from pretune.data.records import Records
 from pretune.decoding.continuations import Generation, Prompt
 from pretune.decoding.decoding import Decoding
 from pretune.decoding.writer import Writer
-from pretune.errors import CheckpointError, RunError, note
+from pretune.errors import CheckpointError, RunError, WrongValueError, note
 from pretune.models.backbone import Backbone
 from pretune.models.families import build_head
 from pretune.models.heads.vocabulary import Scores
@@ -135,9 +135,9 @@ class RewriteOptions(CrossEntropyOptions):
     @model_validator(mode="after")
     def _possible(self) -> Self:
         if self.candidates > self.beams:
-            raise ValueError(f"candidates must be at most beams, which is {self.beams}")
+            raise WrongValueError(f"candidates must be at most beams, which is {self.beams}")
         if self.min_written > self.longest_target:
-            raise ValueError("min_written must be at most max_written, or else max_length")
+            raise WrongValueError("min_written must be at most max_written, or else max_length")
         return self
 
     @property
