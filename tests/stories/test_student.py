@@ -14,6 +14,8 @@ import pytest
 
 from tests.stories.terminal import Seen, type_in
 
+pytestmark = pytest.mark.slow
+
 BERT = ("model.from=minilm", "model.layers=[0]", "task.max_length=96", "--batch-size", 4)
 GPT = ("model.config={n_layer: 1, n_embd: 32, n_head: 2, n_positions: 64}", "task.max_length=32")
 FEW = ("train.max_steps=3", "train.warmup=1", "train.eval_every=3")
