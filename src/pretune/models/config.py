@@ -61,7 +61,7 @@ class ModelConfig:
 
     #: Standard deviation of fresh weights.
     initializer_range: float = 0.02
-    #: The heads that were removed from layers: `{"0": [2, 7]}`, both counted from 0.
+    #: Heads that were removed, by the number of the layer as a text; both are counted from 0.
     pretune_removed_heads: Mapping[str, Sequence[int]] | None = None
 
     @property

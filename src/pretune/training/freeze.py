@@ -20,7 +20,7 @@ from pretune.models.heads.pooled import PooledHead
 from pretune.tasks.base import AnyTask, DrawsAnew, Head
 from pretune.tasks.sentences import SentenceTask
 
-#: What `train.freeze` accepts: a word, `{layers: N}`, or a pattern of parameter names.
+#: What `train.freeze` accepts, a word, a number of layers, or a pattern of parameter names.
 Freeze = str | Mapping[Literal["layers"], int]
 
 #: Tokens at a time in `ReadOnce`. Batching changes what is learned, by rounding, so this is not an
