@@ -26,6 +26,19 @@ def answers(bundle: Bundle, name: str) -> list[dict[str, Any]]:
     return [answer.to_dict() for answer in predictor.predict(CASES[name].records(6))]
 
 
+def near(found: Any, expected: Any) -> bool:
+    """Whether two answers are equal, up to the last digits of their numbers."""
+    if isinstance(expected, float):
+        return found == pytest.approx(expected, rel=1e-5, abs=1e-6)
+    if isinstance(expected, dict):
+        return found.keys() == expected.keys() and all(
+            near(found[key], value) for key, value in expected.items()
+        )
+    if isinstance(expected, list):
+        return len(found) == len(expected) and all(map(near, found, expected))
+    return bool(found == expected)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize(
     "name", ["multilabel", "classify", "answer_none", "chat", "instruct", "translate"]
@@ -44,7 +57,9 @@ def test_what_is_written_answers_as_the_run(
             parameter.copy_(parameter.to(getattr(torch, dtype)))
     convert(tmp_path / "run", tmp_path / "new", dtype=dtype)
     new = load(tmp_path / "new")
-    assert answers(new, name) == answers(run, name)
+    # Weights that lie elsewhere may round differently on some processors.
+    for answer, expected in zip(answers(new, name), answers(run, name), strict=True):
+        assert near(answer, expected), (answer, expected)
     assert new.columns == {"text": "body"}
     names = [{path.name for path in (tmp_path / f).iterdir()} for f in ("run", "new")]
     assert names[0] == names[1]

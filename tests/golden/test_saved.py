@@ -54,7 +54,9 @@ def assert_near(found: Any, stored: Any, where: str = "") -> None:
         for i, (one, other) in enumerate(zip(found, stored, strict=True)):
             assert_near(one, other, f"{where}[{i}]")
     elif isinstance(stored, float):
-        assert math.isclose(found, stored, rel_tol=TOLERANCE, abs_tol=TOLERANCE), where
+        # Scores that all lie close together make correlations of their last digits.
+        near = 2e-3 if where.endswith(("pearson", "spearman")) else TOLERANCE
+        assert math.isclose(found, stored, rel_tol=near, abs_tol=near), where
     else:
         assert found == stored, where
 

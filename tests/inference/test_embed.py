@@ -248,8 +248,13 @@ def test_the_next_texts_are_tokenized_while_the_model_reads(
     assert [start for start, _ in embedder.chunks(["a", "good film", "bad"])] == [0, 1, 2]
 
 
-def test_neighbours_are_those_of_all_cosines(tiny_folder: Path) -> None:
+def test_neighbours_are_those_of_all_cosines(
+    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     embedder = Embedder(load(tiny_folder), normalize=False, device="cpu")
+    finished = embedder.finished
+    # The rows of a product round differently on some processors: equal texts are made equal.
+    monkeypatch.setattr(embedder, "finished", lambda pooled: np.round(finished(pooled), 4))
     texts = [*TEXTS, TEXTS[1]]
     vectors, query = embedder.embed(texts), embedder.embed(["bad"])[0]
     cosines = vectors @ query / np.linalg.norm(vectors, axis=1) / np.linalg.norm(query)

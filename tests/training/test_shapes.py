@@ -90,7 +90,12 @@ def test_processes_are_one(name: str, make: Make, tmp_path: Path, together: Toge
     several = one.changed({"output": str(tmp_path / "several")})
     together.train(2, several)
     assert_close(several.output, weights(one.output))
-    assert result_of(several.output)["metrics"] == pytest.approx(result.metrics, abs=1e-4)
+    found = result_of(several.output)["metrics"]
+    assert found.keys() == result.metrics.keys()
+    for key, value in result.metrics.items():
+        # Scores that all lie close together make correlations of their last digits.
+        near = 2e-3 if key in ("pearson", "spearman") else 1e-4
+        assert found[key] == pytest.approx(value, abs=near), key
 
 
 @pytest.mark.parametrize("name", ["regress", "multilabel", "choose"])

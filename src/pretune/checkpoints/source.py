@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from pretune.checkpoints.run_copy import read_pointer
 from pretune.checkpoints.sentence_transformers import SETTINGS, transformer_folder
 from pretune.checkpoints.unsupported import (
     file_given,
@@ -174,6 +173,8 @@ def _holds_models(folder: Path) -> bool:
 
 def _copied(place: str | Path, allow_pickle: bool = False) -> Path:
     """Copy a file, or the files of a model, from object storage; return the copy."""
+    from pretune.checkpoints.run_copy import read_pointer  # most models lie on the disk
+
     if look_up(place) is not None:
         return local_copy(place)
     if (run := read_pointer(place)) is not None:  # the copy of a run

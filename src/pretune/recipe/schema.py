@@ -418,7 +418,7 @@ def _guard(value: Any) -> Any:
 class TrainSection(RecipeSection):
     """How the model is trained."""
 
-    left_out: ClassVar[frozenset[str]] = frozenset({"callbacks"})
+    left_out: ClassVar[frozenset[str]] = frozenset({"callbacks", "mirror"})
 
     # How much, in which batches.
     epochs: float = Field(3, gt=0, le=10**9, description="Passes over the training data.")
