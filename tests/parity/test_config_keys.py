@@ -29,7 +29,7 @@ from tests.parity.families import CASES, LABELS, SIZES, TWO_OUTPUTS, our_logits,
 
 #: Whether all edits of every family are tried, some minutes in all, or a sample of each head.
 ALL = os.environ.get("PRETUNE_CONFIG_KEYS") == "all"
-SAMPLE = 24
+SAMPLE = 12
 #: The entry is not in the file.
 DROPPED = "(dropped)"
 #: Three texts. Token 5 ends one of them, and token 6 is all that there is of another.
@@ -318,6 +318,8 @@ def wrong(family: str, head: str, base: Path, folder: Path, edits: Mapping[str, 
         found = our_logits(ours_of(head, folder), head, IDS)
     except CheckpointError as error:
         named = any(key in error.message for key in edits)
+        # The head that tells the order of two segments has two labels, or its file does not fit.
+        named |= family == "albert" and "sop_classifier" in error.message
         return None if named or expected is None else f"refused without its name: {error.message}"
     if expected is None:
         return None
