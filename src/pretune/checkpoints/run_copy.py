@@ -17,6 +17,14 @@ POINTER = "mirror.json"
 CHECKPOINT_NAME = re.compile(r"step-(\d+)(?:\.(\d+))?")
 
 
+def step_of(name: str) -> int:
+    """The number of updates in the name of a checkpoint; raises ValueError for another name."""
+    match = CHECKPOINT_NAME.fullmatch(name)
+    if match is None:
+        raise ValueError(name)
+    return int(match[1])
+
+
 class CopiedCheckpoints(NamedTuple):
     """The whole checkpoints of a copy, by their names."""
 
@@ -27,8 +35,7 @@ class CopiedCheckpoints(NamedTuple):
     @property
     def steps(self) -> int:
         """The updates of the newest."""
-        match = CHECKPOINT_NAME.fullmatch(self.last)
-        return int(match[1]) if match else 0
+        return step_of(self.last)
 
     def to_json(self) -> str:
         """What `mirror.json` holds."""

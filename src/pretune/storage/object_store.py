@@ -151,7 +151,7 @@ def local_copy(place: str | Path) -> Path:
     name = url.rpartition("/")[2]
     target = _kept(url, stored.version) / _plain(name)
     with _locked(target.parent):
-        _fetch(stored, target)
+        fetch(stored, target)
     return target
 
 
@@ -175,19 +175,19 @@ def local_folder(place: str | Path, wanted: Callable[[str], bool] = lambda name:
     folder = _kept(url, versions)
     with _locked(folder):
         for name, stored in sorted(objects.items()):
-            if any(part in ("", ".", "..") or "\\" in part for part in name.split("/")):
-                raise DataError(f"{stored.url}: not a name of a file", "Rename the object.")
-            _fetch(stored, folder / "files" / name)
+            check_name(stored, name)
+            fetch(stored, folder / "files" / name)
     return folder / "files"
 
 
-def fetch(stored: StoredObject, target: Path) -> None:
-    """Copy an object to a file, unless it is there; what an interrupted copy has left is continued.
+def check_name(stored: StoredObject, name: str) -> None:
+    """Check that an object's path below a prefix is one of a file below a folder.
 
     Raises:
-        DataError: the storage cannot be read, or the file cannot be written.
+        DataError: it leads out of the folder, or names none.
     """
-    _fetch(stored, target)
+    if any(part in ("", ".", "..") or "\\" in part for part in name.split("/")):
+        raise DataError(f"{stored.url}: not a name of a file", "Rename the object.")
 
 
 def send_file(file: Path, place: str | Path) -> None:
@@ -434,8 +434,12 @@ def _locked(folder: Path) -> Iterator[None]:
         yield
 
 
-def _fetch(stored: StoredObject, target: Path) -> None:
-    """Copy an object, unless it is there; what an interrupted copy has left is continued."""
+def fetch(stored: StoredObject, target: Path) -> None:
+    """Copy an object to a file, unless it is there; what an interrupted copy has left is continued.
+
+    Raises:
+        DataError: the storage cannot be read, or the file cannot be written.
+    """
     if target.is_file() and target.stat().st_size == stored.size:
         return
     if stored.size >= _LARGE:

@@ -52,14 +52,6 @@ def checkpoints(run: Path) -> list[tuple[int, Path]]:
     return [(step, path) for step, _, path in sorted(numbered)]
 
 
-def step_of(path: Path) -> int:
-    """The number of updates that a checkpoint has in its name."""
-    match = CHECKPOINT_NAME.fullmatch(path.name)
-    if match is None:
-        raise ValueError(path)
-    return int(match[1])
-
-
 def newest_whole(
     run: Path, at_most: int | None = None, say: Callable[[str], None] = lambda text: None
 ) -> Path | None:

@@ -23,12 +23,19 @@ from typing import Self
 
 from pretune.checkpoints.atomic_io import point
 from pretune.checkpoints.manifest import MANIFEST, find_damage
-from pretune.checkpoints.run_copy import CHECKPOINT_NAME, POINTER, CopiedCheckpoints, read_pointer
+from pretune.checkpoints.run_copy import (
+    CHECKPOINT_NAME,
+    POINTER,
+    CopiedCheckpoints,
+    read_pointer,
+    step_of,
+)
 from pretune.errors import DataError, RunError
 from pretune.recipe import yaml12
 from pretune.recipe.recipe import Recipe
 from pretune.storage.object_store import (
     StoredObject,
+    check_name,
     fetch,
     listed,
     read_text,
@@ -37,7 +44,7 @@ from pretune.storage.object_store import (
     url_of,
     write_text,
 )
-from pretune.training.checkpoint import FOLDER, checkpoints, newest_whole, step_of
+from pretune.training.checkpoint import FOLDER, checkpoints, newest_whole
 from pretune.training.run_folder import OURS, RECIPE, RESULT, RunFolder
 
 #: The links of a run folder, which object storage does not have.
@@ -258,7 +265,7 @@ def fetch_run(place: str, folder: RunFolder) -> bool:
 def _is_behind(folder: RunFolder, pointer: CopiedCheckpoints, url: str) -> bool:
     """Whether a run is further in its copy than in its folder."""
     own = newest_whole(folder.path)
-    steps = -1 if own is None else step_of(own)
+    steps = -1 if own is None else step_of(own.name)
     if steps != pointer.steps:
         return steps < pointer.steps
     return folder.result() is None and read_text(f"{url}/{RESULT}") is not None
@@ -273,7 +280,6 @@ def _objects_of(pointer: CopiedCheckpoints, url: str) -> dict[str, StoredObject]
         inside = parts[0] == FOLDER and len(parts) > 1
         if parts[0] not in (RECIPE, *OURS) or (inside and parts[1] not in pointer.whole):
             continue
-        if any(part in ("", ".", "..") or "\\" in part for part in parts):
-            raise DataError(f"{stored.url}: not a name of a file", "Rename the object.")
+        check_name(stored, name)
         arrived[name] = stored
     return arrived
