@@ -1,5 +1,6 @@
 # Each target sets itself up: a virtual environment in .venv with the versions of constraints.txt.
-# The tests run in as many processes as there are cores, each with one thread.
+# The tests run in one process more than there are cores, each with one thread, as they often wait
+# for processes of their own.
 # On a machine without an NVIDIA GPU, PyTorch's CPU build saves gigabytes:
 #   make quickstart TORCH_INDEX=https://download.pytorch.org/whl/cpu
 
@@ -7,6 +8,8 @@ PYTHON ?= python3
 TORCH_INDEX ?=
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+TOGETHER = -n $(shell $(PYTHON) -c 'import os; print(min($(1), os.cpu_count() + 1))') --dist loadfile
 TORCH := $(shell grep '^torch==' constraints.txt)
 
 .PHONY: help quickstart quickstart-chat smollm2 demo test slow mutants lint format bench docs clean
@@ -62,10 +65,11 @@ demo: .venv/.serve
 	@$(BIN)/pretune serve runs/tickets $(ARGS)
 
 test: .venv/.dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n auto --maxprocesses 8 --dist loadfile $(ARGS)
+	$(PYTEST) -m "not slow" $(call TOGETHER,8) $(ARGS)
 
 slow: .venv/.dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -n auto --maxprocesses 4 --dist loadfile $(ARGS)
+	$(PYTEST) -m "slow and not alone" $(call TOGETHER,4) $(ARGS)
+	$(PYTEST) -m "slow and alone" $(ARGS)
 
 mutants: .venv/.dev
 	$(BIN)/python tests/mutants/run_mutants.py $(ARGS)

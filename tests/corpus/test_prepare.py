@@ -161,7 +161,10 @@ def test_special_tokens_in_a_text_are_text(tmp_path: Path, bpe_folder: Path) -> 
     assert engine.decode(tokens.tolist()) == "the <|endoftext|> film"
 
 
-@pytest.mark.parametrize("engine", ["processes", pytest.param("ray", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "engine",
+    ["processes", pytest.param("ray", marks=[pytest.mark.slow, pytest.mark.alone])],
+)
 def test_other_engines_make_the_same_bytes(
     whole: tuple[Path, Prepared], tmp_path: Path, corpus_file: Path, bpe_folder: Path, engine: str
 ) -> None:

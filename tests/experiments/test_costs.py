@@ -280,5 +280,8 @@ def test_the_estimate_is_what_a_process_takes(
     estimate = estimate_memory(outline(minilm).model, batch, length)
     wanted = estimate.training if what == "training" else estimate.inference
     # How the allocator cuts up its heap differs from run to run, and only ever adds to the peak.
-    taken = min(measured(what, batch, length, minilm, tiny_folder) for _ in range(3))
+    taken = measured(what, batch, length, minilm, tiny_folder)
+    for _ in range(2):
+        if taken > 1.15 * wanted:
+            taken = min(taken, measured(what, batch, length, minilm, tiny_folder))
     assert wanted == pytest.approx(taken, rel=0.15)

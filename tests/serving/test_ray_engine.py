@@ -71,6 +71,7 @@ def process(
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 class TestServed:
     def test_answers_are_those_of_the_command(self, process: Process, classifier: Path) -> None:
         done = CliRunner().invoke(commands, ["predict", str(classifier), *TEXTS, "--json"])
@@ -155,6 +156,7 @@ class TestServed:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_a_model_that_cannot_be_loaded_is_told(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}", encoding="utf-8")
     done = CliRunner().invoke(

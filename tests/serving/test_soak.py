@@ -48,6 +48,11 @@ WRITING = Decoding(max_new_tokens=6, temperature=0)
 #: How much more memory the processes may have at the end than after the warm-up.
 GROWTH = 1.05
 
+#: What leaks leaks again and again: a file with each of hundreds of connections that were hung up,
+#: or with each version taken over, of which there are at least so many. One more may be open for a
+#: while, of a connection whose time is not up.
+FILES = 4
+
 #: Threads that asyncio makes one by one, and keeps, for what would block its loop.
 POOLED = min(32, (os.cpu_count() or 1) + 4)
 
@@ -433,7 +438,7 @@ def test_soak(process: Process, folders: dict[str, Path], tiny_folder: Path) -> 
     assert not tally.wrong, "\n".join(tally.wrong[:20])
     assert all(g < GROWTH for g in growth), growth
     for (files, threads), (files_after, threads_after) in zip(before, after, strict=True):
-        assert files_after <= files
+        assert files_after < files + FILES
         assert threads_after <= threads + POOLED
     code, errors = process.end()
     assert code == 0

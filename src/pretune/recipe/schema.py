@@ -58,6 +58,8 @@ class TokenizerSection(RecipeSection):
 class ModelSection(RecipeSection):
     """Where the weights come from."""
 
+    left_out: ClassVar[frozenset[str]] = frozenset({"embeddings"})
+
     source: str = Field(
         "minilm",
         alias="from",
@@ -82,6 +84,11 @@ class ModelSection(RecipeSection):
         default_factory=dict,
         description="For random weights: what differs from the size named in `from`, by the names "
         "of config.json, e.g. {n_layer: 4, n_embd: 128, n_head: 4}.",
+    )
+    embeddings: Literal["neighbours"] | None = Field(
+        None,
+        description="For random weights: neighbours: the token embeddings start from which tokens "
+        "stand near which in data.train, which spares pre-training its first updates.",
     )
     dropout: float | None = Field(
         None, ge=0, lt=1, description="In the hidden layers. Default: the model's own."

@@ -124,11 +124,13 @@ def serve_on_ray(
             ready(ready_line(options, port, models))
             threading.Event().wait()
         finally:
-            # Replicas finish what is running, for as long as `drain` allows.
+            # Replicas finish what is running, for as long as `drain` allows. What Ray's own actors
+            # say when they are ended (that they are dead) hides no error of ours.
             with suppress(Exception):
                 serve.delete(NAME)
             if started_here:
-                serve.shutdown()
+                with suppress(Exception):
+                    serve.shutdown()
                 ray.shutdown()
 
 

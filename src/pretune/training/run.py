@@ -81,6 +81,7 @@ from pretune.training.state import TrainingHistory, seed_everything, seed_proces
 from pretune.training.stop import Interrupted, Stopped, StopRequest
 from pretune.training.teaching import Lessons, lessons_key, student_task
 from pretune.training.tracking import Mlflow
+from pretune.training.warm_embeddings import warm_embeddings
 
 #: What a resumed run may change: what is kept, what is shown and how fast it goes, but not what is
 #: learned.
@@ -380,6 +381,8 @@ class _Run:
             if held_back is not None:
                 what = ("validation", task, held_back, bundle, reporter)
                 self.validation = read_features(*what, evaluation=True, errors=errors)
+        if self.recipe.model.embeddings is not None and start is None:
+            warm_embeddings(bundle, self.train, self.world, reporter)
         few = None
         if isinstance(task, Aligned) and self.validation is not None:
             few = task.few_replies(self.validation)
