@@ -121,7 +121,7 @@ def did_you_mean(word: str, choices: Iterable[str]) -> str:
     best = nearest(word, choices)
     if best is not None:
         return f"Did you mean '{best}'?"
-    return "Known: " + ", ".join(choices) + "."
+    return "Known here: " + ", ".join(choices) + "."
 
 
 def not_writable(path: object, option: str, error: OSError) -> RunError:

@@ -199,7 +199,7 @@ class TestConfig:
             read_config(tmp_path)
 
     @pytest.mark.parametrize(
-        ("kind", "hint"), [("brt", "Did you mean 'bert'?"), ("qqq", "Known: ")]
+        ("kind", "hint"), [("brt", "Did you mean 'bert'?"), ("qqq", "Known here: ")]
     )
     def test_unknown_model_type(self, copy_with_config, kind, hint):
         with pytest.raises(

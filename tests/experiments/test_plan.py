@@ -4,7 +4,9 @@ import io
 import itertools
 import json
 import math
-from collections.abc import Callable
+import resource
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +15,13 @@ from rich.console import Console
 
 from pretune.bundle.bundle import outline
 from pretune.errors import DataError, RunError
+from pretune.experiments import plan as planning
 from pretune.experiments.plan import RunPlan, plan_run
 from pretune.experiments.schedule_plan import SchedulePlan
 from pretune.inspection.inspect import inspect_model
 from pretune.recipe.recipe import Recipe
 from pretune.render.experiment_views import plan_view
+from pretune.tokenizers.load import load_tokenizer
 from pretune.training.run import train_recipe
 from pretune.training.run_result import RunResult
 from tests.tasks.alignment.preferences import recipe, saved
@@ -45,6 +49,47 @@ def make(tiny_folder: Path, tmp_path: Path) -> Make:
         )
 
     return recipe
+
+
+@contextmanager
+def little_memory(gibibytes: int) -> Iterator[None]:
+    """Context in which this process may take only so much more address space."""
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    most = pages * resource.getpagesize() + gibibytes * 2**30
+    resource.setrlimit(resource.RLIMIT_AS, (most, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limits)
+
+
+def test_a_model_that_this_machine_cannot_hold(make: Make, tiny_folder: Path) -> None:
+    task = {"name": "causal_lm", "max_length": 16}
+    sizes = {"from": "mistral-7b", "tokenizer": str(tiny_folder)}
+    large = make(task=task, model=sizes, train__batch_size=1, train__epochs=1)
+    with little_memory(4):
+        plan = plan_run(large, measure=False)
+        updates = SchedulePlan.of(large).schedule.total
+    # transformers counts 7,241,732,096 with 32,000 rows in each of both tables.
+    vocabulary = load_tokenizer(tiny_folder).vocab_size
+    assert plan.parameters == 7_241_732_096 - 2 * 4096 * (32_000 - vocabulary)
+    assert plan.checkpoint_bytes == 4 * plan.parameters
+    assert plan.process_bytes > 4 * plan.checkpoint_bytes
+    assert updates == plan.updates
+
+
+@pytest.mark.parametrize("changes", [{}, {"model__new_tokens": ["<new>"]}, {"train__freeze": "backbone"}])
+def test_sizes_alone_are_planned_as_the_model_is(
+    changes: dict[str, Any], make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = make(**changes)
+    without_values = plan_run(recipe, measure=False).to_dict()
+    prepare = planning._prepare
+    monkeypatch.setattr(planning, "_prepare", lambda recipe, hollow: prepare(recipe))
+    with_values = plan_run(recipe, measure=False).to_dict()
+    different = {key for key, value in with_values.items() if value != without_values[key]}
+    assert different <= {"reading_seconds", "hours"}
 
 
 def planned_and_done(recipe: Recipe) -> tuple[RunPlan, RunResult]:

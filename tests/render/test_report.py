@@ -104,6 +104,18 @@ def test_it_opens_with_a_sentence(made: ReportFacts, tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(("row", "told"), [([0, 2], ""), ([0, 0], ", but for labels that no")])
+def test_rows_of_the_confusion_matrix_add_up(
+    row: list[int], told: str, made: ReportFacts
+) -> None:
+    details = made.examined.details | {"labels": ["a", "b"], "confusion": [[3, 1], row]}
+    sections = report_sections(replace(made, examined=replace(made.examined, details=details)))
+    (classes,) = (own for own in sections if own.heading == "Classes")
+    (picture,) = (part for part in classes.parts if isinstance(part, Picture))
+    start = "Confusion matrix: each row is a true label and adds up to 100%"
+    assert picture.caption.startswith(f"{start}{told or ';'}")
+
+
 def test_scores_open_with_the_metric_that_decides(tiny_folder: Path, tmp_path: Path) -> None:
     made = facts("regress", tiny_folder, tmp_path, 6, ())
     value = made.examined.metrics["pearson"]

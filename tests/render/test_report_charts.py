@@ -8,8 +8,11 @@ from typing import Any
 import pytest
 
 from pretune.experiments.history import MetricHistory
-from pretune.render.charts import COLOURS
-from pretune.render.report_charts import frontier_chart, history_chart
+from pretune.render import charts
+from pretune.render.charts import COLOURS, STANDS_FOR
+from pretune.render.report_charts import confusion_chart, frontier_chart, history_chart
+
+from pretune.text.spoken_language import speaking
 
 
 def history(*entries: dict[str, Any]) -> MetricHistory:
@@ -51,6 +54,30 @@ def test_that_both_log_probabilities_fall_is_seen_in_one_panel() -> None:
     legend = axes.get_legend()
     assert legend is not None
     assert [t.get_text() for t in legend.get_texts()] == ["chosen log prob", "rejected log prob"]
+
+
+TRAINED = history({"step": 1, "train/loss": 2, "train/learning_rate": 1, "validation/f1": 1})
+
+
+def titles() -> list[tuple[str, str | None]]:
+    with speaking("zh"):
+        return [(a.get_title(), a.title.get_gid()) for a in history_chart(TRAINED).axes[:3]]
+
+
+@pytest.mark.parametrize("font", [True, False])
+def test_panels_of_the_training_are_named_in_chinese(
+    monkeypatch: pytest.MonkeyPatch, *, font: bool
+) -> None:
+    letters = frozenset(range(0x20, 0x7F)) | (frozenset(map(ord, "学习率")) if font else set())
+    monkeypatch.setattr(charts, "_drawable", lambda: letters)
+    # A font of this machine draws it, or else the browser: names of metrics stay as they are.
+    rate = ("学习率", None) if font else ("learning rate", f"{STANDS_FOR}学习率")
+    assert titles() == [("loss", None), ("f1", None), rate]
+
+
+def test_a_row_without_examples_has_no_shares() -> None:
+    axes = confusion_chart(["a", "b"], [[3, 1], [0, 0]]).axes[0]
+    assert [text.get_text() for text in axes.texts] == ["75%\n3", "25%\n1", "0", "0"]
 
 
 def test_the_colours_are_explained_once() -> None:

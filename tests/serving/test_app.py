@@ -287,7 +287,12 @@ class TestKeys:
 
     @pytest.mark.parametrize(
         ("content", "said"),
-        [(b"", "no key in it"), (b"a b\n", "line 1"), ("ключ".encode(), "not ASCII")],
+        [
+            (b"", "no key in it"),
+            (b"\xef\xbb\xbf\r\n", "no key in it"),
+            (b"a b\n", "line 1"),
+            ("ключ".encode(), "not ASCII"),
+        ],
     )
     def test_a_file_without(self, tmp_path: Path, content: bytes, said: str) -> None:
         path = tmp_path / "keys.txt"

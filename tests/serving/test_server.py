@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typer.testing import CliRunner
 
 from pretune.cli.app import app as commands
 from pretune.errors import RunError
+from pretune.serving.api_keys import ApiKeys
 from pretune.serving.examples import example_for
 from pretune.serving.server import check_address, ready_line
 from tests.serving.live_server import some_options
@@ -94,10 +96,28 @@ def test_the_line_is_about_what_is_served(tmp_path: Path) -> None:
     options = some_options(host=ANY, api_key_file=tmp_path / "the keys")
     line = ready_line(options, 81, [served_model(), served_model(name="n")])
     assert line.startswith("serving 2 models: http://127.0.0.1:81/ (API: http://127.0.0.1:81/docs)")
-    assert line.endswith(
-        f""" -H "Authorization: Bearer $(grep -m1 '^ *[^# ]' '{tmp_path}/the keys')\""""
-    )
     assert "http://[::1]:81/" in ready_line(some_options(host="::1"), 81, [served_model()])
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"a-key\nother\n",
+        b"\xef\xbb\xbfa-key\r\nother\r\n",
+        b"\xef\xbb\xbf# whose it is\r\n\r\n  # more\n \ta-key \r\nother",
+        b"\n\na-key",
+    ],
+)
+def test_the_line_shows_the_first_key_as_the_server_reads_it(
+    tmp_path: Path, content: bytes
+) -> None:
+    keys = tmp_path / "the keys"
+    keys.write_bytes(content)
+    line = ready_line(some_options(api_key_file=keys), 81, [served_model()])
+    command = line.partition("; try: ")[2].replace("curl ", "printf '%s\\n' ", 1)
+    told = subprocess.run(["sh", "-c", command], capture_output=True, check=True, text=True).stdout
+    assert told.splitlines()[-1] == "Authorization: Bearer a-key"
+    assert ApiKeys(keys, print).admits("Bearer a-key")
 
 
 @pytest.mark.parametrize(

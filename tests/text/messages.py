@@ -67,6 +67,8 @@ WORDS = (
     *("running", "finished", "stopped", "damaged"),
     *("line", "row", "loss", "perplexity", "tokens", "truth", "answer", "confidence", "right"),
     *("mistakes", "encoder", "decoder", "embeddings", "pooler", "head", "final norm", "all"),
+    *("learning rate", "tokens per second", "gradient norm"),
+    *(", line {0}", ", row {0}", "column '{0}'", ", column '{0}'", ", item {0}"),
     *("start", "end of warm-up", "whole batch", "start of decay", "end"),
     *("a str", "an int", "a float", "a bool", "a list", "a dict", "a tuple", "a set", "a bytes"),
     *("duplicate", "near-duplicate", "empty", "short", "no tokens"),

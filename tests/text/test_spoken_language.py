@@ -70,6 +70,24 @@ msgstr "{{括号}}\\n  和一行"
 msgid "Did you read '{0}' twice?"
 msgstr "“{0}”读了两次？"
 
+msgid "{0}, line {1}: {2} fields ({3})"
+msgstr "{0}，第 {1} 行：有 {2} 个字段（{3}）"
+
+msgid ", line {0}"
+msgstr "，第 {0} 行"
+
+msgid "line {0}"
+msgstr "第 {0} 行"
+
+msgid ", column '{0}'"
+msgstr "，列“{0}”"
+
+msgid "Known here: {0}."
+msgstr "已知的有：{0}。"
+
+msgid "no label there ('{0}')"
+msgstr "那里没有标签（'{0}'）"
+
 msgid "not yet translated"
 msgstr ""
 """
@@ -102,6 +120,18 @@ def catalogue(monkeypatch: pytest.MonkeyPatch) -> None:
         ("a of b of 3 labels", "a of b of 3 labels"),
         ("data.csv: 3 of 4 labels", "data.csv：4 个标签中的 3 个"),
         ("nothing\n3 of 4 labels", "什么也没有\n4 个标签中的 3 个"),
+        # The place in a file is told with what is wrong there, also where the file is known.
+        ("a b.csv, line 5: 3 fields (x, y)", "a b.csv，第 5 行：有 3 个字段（x, y）"),
+        ("line 5: 3 fields (x, y)", "第 5 行：有 3 个字段（x, y）"),
+        (
+            "a b.csv, line 1,234, column 'Message Body': no label there ('no such file')",
+            "a b.csv，第 1,234 行，列“Message Body”：那里没有标签（'no such file'）",
+        ),
+        ("line 5, column 'c': 3 of 4 labels", "第 5 行，列“c”：4 个标签中的 3 个"),
+        ("guideline 5: 3 of 4 labels", "guideline 5：4 个标签中的 3 个"),
+        # Names of columns and files may have spaces.
+        ("Known here: Message Body, Kind.", "已知的有：Message Body, Kind。"),
+        ("a: no such file. Known here: b c d.csv.", "a：没有这个文件。已知的有：b c d.csv。"),
         ("not yet translated", "not yet translated"),
         ("what nobody ever wrote", "what nobody ever wrote"),
         ("", ""),

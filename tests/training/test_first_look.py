@@ -15,6 +15,7 @@ from pretune.errors import DataError
 from pretune.recipe.recipe import Recipe, parse_override
 from pretune.recipe.schema import DataSection
 from pretune.tasks.classification.classify import Classify, ClassifyOptions
+from pretune.text.spoken_language import speaking
 from pretune.training.data import read_data
 from pretune.training.first_look import data_sentences, doubts
 from pretune.training.run import train_recipe
@@ -180,6 +181,12 @@ class TestGuesses:
         assert result.data["train"]["left_out"] == 3
         (sentence,) = data_sentences(result.data)
         assert sentence.startswith(f"train: 3 records of {dirty} were left out")
+        with speaking("zh"):
+            assert [*data_sentences(result.data)] == [
+                f"train：略去了 {dirty} 的 3 条记录（data.errors=skip）："
+                "第 5 行：有 5 个字段，而表头有 3 个（Ticket, Message Body, Category）; "
+                "第 4 行，列“Category”：那里没有标签（''）; 第 8 行，列“Category”：那里没有标签（''）"
+            ]
 
 
 class TestDoubts:

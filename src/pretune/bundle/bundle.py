@@ -118,6 +118,7 @@ def load(
     dtype: str = "float32",
     mmap: bool = True,
     allow_pickle: bool = False,
+    hollow: bool = False,
 ) -> Bundle:
     """Load a model with its tokenizer; the model is in evaluation mode, as it answers.
 
@@ -140,6 +141,8 @@ def load(
             of reading them. Fast, but the process ends if the file is truncated or overwritten
             meanwhile.
         allow_pickle: also read `pytorch_model.bin`, by torch's restricted unpickler.
+        hollow: leave the model on the meta device: it has sizes and no values, and takes no memory.
+            The second model of a task that trains two has values even so.
 
     Raises:
         CheckpointError: nothing there, damaged, or of an unknown kind.
@@ -165,7 +168,8 @@ def load(
     check_sizes(origin.name, sizes, tokenizer, wanted)
 
     # The weights; and those of the second model of a task that trains two.
-    model, report = origin.filled(source, family, sizes, trained, wanted, weights_dtype)
+    fill = origin.hollow if hollow else origin.filled
+    model, report = fill(source, family, sizes, trained, wanted, weights_dtype)
     if wanted is not None:
         kept = origin.folder if trained is not None and trained.name == wanted.name else None
         how: dict[str, Any] = {"allow_pickle": allow_pickle, "mapped": mmap}
@@ -292,6 +296,27 @@ class _Origin:
         )
         refuse_headless(self.folder, family, head, promised & set(report.missing))
         return model, report
+
+    def hollow(
+        self,
+        source: str | Path,
+        family: Family,
+        sizes: ModelConfig,
+        trained: AnyTask | None,
+        wanted: AnyTask | None,
+        dtype: torch.dtype | None,
+    ) -> tuple[nn.Module, LoadReport]:
+        """Build what `filled` would, on the meta device; weights are compared by their headers."""
+        with torch.device("meta"):
+            model = _build(family, sizes, wanted).to(dtype or torch.float32)
+        missing: tuple[str, ...] = ()
+        if self.folder is not None and self.weights is not None:
+            head = "backbone" if wanted is None else wanted.head
+            fresh, _ = _head_parts(family, trained, wanted)
+            fit = fit_weights(model, self.weights, self.folder, family, head, fresh=fresh)
+            missing = fit.missing
+        remove_heads(backbone_of(model), sizes.removed_heads)
+        return model, LoadReport(f"{source}", 0, missing, random=self.folder is None)
 
     def trained_task(self, sizes: ModelConfig) -> tuple[AnyTask | None, dict[str, str]]:
         """Return the task of a checkpoint, and the data's names of its columns."""

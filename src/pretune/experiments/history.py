@@ -8,7 +8,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-#: Metrics shown first, and last; in between stand the other metrics of the validation data.
+#: What is shown first, and last: how the training went. In between stand the other metrics of the
+#: validation data.
 FIRST, LAST = ("loss",), ("learning_rate", "tokens_per_second", "gradient_norm")
 
 #: Metrics that are read beside each other, such as two log-probabilities that may both fall.

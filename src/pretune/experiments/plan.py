@@ -1,8 +1,9 @@
 """Plan a training before it starts: data, updates, FLOPs, memory, disk and hours.
 
-The data is read and tokenized and the model is loaded as the run would do it. The time comes from
-a few real updates on that copy of the model, on the run's own first batches: the peak rate of a
-machine does not tell how much a small model reaches.
+The data is read and tokenized as the run would do it. The time comes from a few real updates on a
+copy of the model, on the run's own first batches: the peak rate of a machine does not tell how much
+a small model reaches. Where nothing is timed, only the sizes of the model are read: it has no
+values, and a model that this machine could not hold is planned as any other.
 """
 
 from __future__ import annotations
@@ -168,7 +169,8 @@ def plan_run(
     """
     start = time.perf_counter()
     # The recipe's own device is among those that it is planned for.
-    run = _prepare(recipe if cluster is None else recipe.changed({"train.device": "cpu"}))
+    here = recipe if cluster is None else recipe.changed({"train.device": "cpu"})
+    run = _prepare(here, hollow=not measure)
     reading = time.perf_counter() - start
     model, train = run.model, run.train
     # Data and updates. The trainer itself tells the number of updates and the batches of an epoch.
@@ -268,8 +270,13 @@ def measure_speed(recipe: Recipe) -> Speed:
     return _measure(run, 0, len(_first_epoch(run.trainer())))
 
 
-def _prepare(recipe: Recipe) -> _Start:
-    """Read data and model as a run does before its first update."""
+def _prepare(recipe: Recipe, *, hollow: bool = False) -> _Start:
+    """Read data and model as a run does before its first update.
+
+    Args:
+        recipe: of the run.
+        hollow: leave the model without values, unless a teacher has to answer beside it.
+    """
     device = choose_device(recipe.train.device)
     task = student_task(recipe)
     if isinstance(task, MakesExperience):
@@ -281,13 +288,14 @@ def _prepare(recipe: Recipe) -> _Start:
     records, held_out = read_data(recipe)
     fit(task, records)
     seed_everything(recipe.seed)
-    bundle = starting_model(recipe, task, records)
+    hollow = hollow and not isinstance(task, Taught)
+    bundle = starting_model(recipe, task, records, hollow=hollow)
     cache = FeatureCache.usual()
     train = featurize(task, records, bundle.tokenizer, cache=cache)
     validation = None
     if held_out is not None:
         validation = featurize(task, held_out, bundle.tokenizer, evaluation=True, cache=cache)
-    model = bundle.model.to(device)
+    model = bundle.model if hollow else bundle.model.to(device)
     # The model takes as long as its reference, which is not loaded.
     if isinstance(task, HasReference):
         task.reference_model = model
@@ -305,10 +313,13 @@ def _prepare(recipe: Recipe) -> _Start:
 
 
 def _scored(task: AnyTask, model: nn.Module, features: Features) -> Features:
-    """Give features the scores of the first of them in the place of those of a reference."""
+    """Give features the scores of the first of them in the place of those of a reference.
+
+    A model without values has none to give, and is not timed.
+    """
     if not isinstance(task, ComparesWithReference) or not isinstance(task, HasReference):
         return features
-    if task.reference is None or not len(features):
+    if task.reference is None or not len(features) or next(model.parameters()).is_meta:
         return features
     batch = features.batch(np.zeros(1, dtype=np.int64)).to(next(model.parameters()).device)
     with torch.no_grad():

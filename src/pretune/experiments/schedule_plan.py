@@ -105,7 +105,7 @@ def _lengths(recipe: Recipe) -> NDArray[Any]:
         fit(task, records)
         # Only the tokenizer of the model is loaded, no weights.
         model, named = recipe.model, tokenizer_for(recipe, records)
-        tokenizer = load(model.source, bare=True, tokenizer=named).tokenizer
+        tokenizer = load(model.source, bare=True, tokenizer=named, hollow=True).tokenizer
         add_tokens(tokenizer, model.new_tokens)
         with Reporter() as reporter, reporter.working("reading train", len(records)) as done:
             lengths = featurize(task, records, tokenizer, progress=done).lengths

@@ -197,7 +197,7 @@ def _metrics_section(examined: Examined) -> PageSection:
 def _data_section(data: Mapping[str, Any]) -> PageSection | None:
     """Say which records of its data the run could not use."""
     sentences = list(data_sentences(data))
-    parts: list[PagePart] = [Paragraph(tr(text)) for text in sentences]
+    parts: list[PagePart] = [Paragraph(text) for text in sentences]
     return PageSection(tr("Data"), parts) if parts else None
 
 
@@ -269,6 +269,11 @@ def _confusion(labels: Sequence[str], matrix: Sequence[Sequence[int]]) -> list[P
     caption = tr(
         "Confusion matrix: each row is a true label and adds up to 100%; the counts are below."
     )
+    if not all(map(sum, matrix)):
+        caption = tr(
+            "Confusion matrix: each row is a true label and adds up to 100%, but for labels that "
+            "no example has; the counts are below."
+        )
     chart = Picture(confusion_chart(labels, matrix), tr("confusion matrix"), caption, "confusion")
     counts = [
         (label, *(f"{n:,}" for n in row), f"{sum(row):,}")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pretune.evaluation.calibration import Reliability
-from pretune.experiments.history import MetricHistory
+from pretune.experiments.history import LAST, MetricHistory
 from pretune.render.charts import (
     COLOURS,
     chart_labels,
@@ -70,10 +70,12 @@ def _draw_panel(axes: Axes, history: MetricHistory, names: Sequence[str]) -> Non
                 steps, values = curves[name]
                 mark = "." if len(steps) < _MANY_POINTS else ""
                 axes.plot(steps, values, color=colour, linestyle=line, marker=mark)
-    axes.set_title(", ".join(name.replace("_", " ") for name in names), fontsize=9)
+    shown = [name.replace("_", " ") for name in names]
+    title = axes.set_title(", ".join(shown), fontsize=9)
+    if set(names) <= set(LAST):  # names of metrics are the same in every language
+        write_words(title, title.get_text())
     if len(names) > 1:
         lines = [_key(color="black", linestyle=line) for line in _LINES[: len(names)]]
-        shown = [name.replace("_", " ") for name in names]
         axes.legend(lines, shown, fontsize=7, frameon=False)
     axes.tick_params(labelsize=7)
     axes.locator_params(axis="x", integer=True)
@@ -130,12 +132,15 @@ def frontier_chart(history: MetricHistory, metrics: Sequence[str]) -> Figure:
 def confusion_chart(labels: Sequence[str], matrix: Sequence[Sequence[int]]) -> Figure:
     """Draw a confusion matrix; each cell shows its share of the row (the truth) and its count.
 
+    A row without examples has no shares.
+
     Args:
         labels: the names of the classes.
         matrix: `[truth][predicted]` counts.
     """
     counts = np.asarray(matrix, dtype=float)
-    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    totals = counts.sum(1)
+    shares = counts / np.maximum(totals[:, None], 1)
     numbered = len(labels) <= MAX_NUMBERED_LABELS
     side = max((0.62 if numbered else 0.17) * len(labels), 2.0)
     figure = new_figure(side + 2.2, side + 1.4)
@@ -153,7 +158,7 @@ def confusion_chart(labels: Sequence[str], matrix: Sequence[Sequence[int]]) -> F
     write_words(axes.yaxis.label, "true label")
     if numbered:
         for (i, j), share in np.ndenumerate(shares):
-            text = f"{share:.0%}\n{counts[i, j]:,.0f}"
+            text = f"{share:.0%}\n{counts[i, j]:,.0f}" if totals[i] else "0"
             colour = "white" if share > 0.62 else "black"
             axes.text(j, i, text, ha="center", va="center", color=colour, fontsize=7)
     return figure

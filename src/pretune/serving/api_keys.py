@@ -6,6 +6,7 @@ import hmac
 import os
 import stat
 import time
+from codecs import BOM_UTF8
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
@@ -20,6 +21,8 @@ _MAX_BYTES = 1 << 20
 
 class ApiKeys:
     """The keys of a file: one a line; blank lines, and lines that begin with #, are no keys.
+
+    Neither a byte-order mark at the start nor the carriage returns of Windows are part of a key.
 
     Only their hashes are kept, and all are compared, each in the same time whatever is shown.
 
@@ -91,7 +94,7 @@ def _content(path: Path) -> bytes:
 def _read(path: Path) -> list[bytes]:
     hint = "Write one key a line, e.g. from: openssl rand -hex 32"
     try:
-        lines = _content(path).decode("ascii").splitlines()
+        lines = _content(path).removeprefix(BOM_UTF8).decode("ascii").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "not ASCII"
         raise RunError(f"{path}: the keys cannot be read ({why})", hint) from None

@@ -35,6 +35,9 @@ _KEEP_ALIVE = 75
 #: A program that a signal ended exits with this plus the signal's number.
 _STOPPED_BY = 128
 _ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104
+#: Prints the first key of a file as `api_keys` reads it, so that the key itself is not shown: not of
+#: a comment, and without a byte-order mark or a carriage return (byte by byte: LC_ALL=C).
+_FIRST_KEY = "LC_ALL=C sed -n '/^[^[:graph:]]*#/d;s/[^[:graph:]]//g;/./{p;q;}'"
 
 Say = Callable[[str], None]
 
@@ -227,7 +230,6 @@ def ready_line(options: ServeOptions, port: int, models: Sequence[Served]) -> st
     curl = ["curl", url + path, "-H", "Content-Type: application/json"]
     command = shlex.join([*curl, "-d", json.dumps(body, ensure_ascii=False)])
     if options.api_key_file is not None:
-        # The first line with a key, which is not shown.
         file = shlex.quote(str(options.api_key_file))
-        command += f" -H \"Authorization: Bearer $(grep -m1 '^ *[^# ]' {file})\""
+        command += f' -H "Authorization: Bearer $({_FIRST_KEY} {file})"'
     return f"serving {what}: {url}/ (API: {url}/docs); try: {command}"

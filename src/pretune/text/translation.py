@@ -8,6 +8,9 @@ by the templates that could have made it. What was put in is copied, with two ex
 - `{0!t}` in a translation: it is a text of ours, translated in its turn;
 - several words that a template could have made, such as a hint within a hint, are translated too,
   unless the template has them in quotes, as it has names from data.
+
+A file may stand before a text, and a place in it (`a.csv, line 3, column 'text': ...`): the place
+is told in Chinese with the text. A list of such texts about one file leaves its name out.
 """
 
 from __future__ import annotations
@@ -35,6 +38,10 @@ _PHRASE = re.compile(r"[A-Za-z]{2,} [A-Za-z]{2,}")
 _DEPTH = 4
 #: What stands right around a place that holds a name from data.
 _QUOTES = ("''", '""', "``")
+#: Where something lies in a file.
+_WHERE = re.compile(r"(?:^|, )(?:(?:line|row|item) [\d,]*\d|column '[^'\n]*')(?=$|, )")
+#: How a template begins that tells of a place in a file.
+_IN_A_FILE = re.compile(r"\{0\}, (?:line|row) \{1\}")
 
 
 def entries(text: str) -> Iterator[tuple[str, str]]:
@@ -103,9 +110,10 @@ class MessageTemplate:
         least, greatest = (pattern.fullmatch(text) for pattern in self._patterns)
         if least is None or greatest is None:
             return None
-        if self.words < OWN_WORDS and any(map(_PHRASE.search, least.groups())):
-            return None
         values = least.groups()
+        free = [value for n, value in enumerate(values) if self._around(n) not in _QUOTES]
+        if self.words < OWN_WORDS and any(map(_PHRASE.search, free)):
+            return None
         # What stands first in a line began there: the lines before are texts of their own.
         if not self._parts[0] and "\n" in values[0]:
             return None
@@ -114,15 +122,20 @@ class MessageTemplate:
         plain = self._in_order or (values == greatest.groups() and not prefixed)
         return list(values) if plain else None
 
+    def _around(self, place: int) -> str:
+        """The characters before and after a place."""
+        return self._parts[place][-1:] + self._parts[place + 1][:1]
+
     def fill(self, values: list[str], depth: int) -> str:
         """The translation with values in its places."""
         out = self._shown[0]
         for place, after in zip(self._places, self._shown[1:], strict=True):
             value = values[place.number]
-            around = self._parts[place.number][-1:] + self._parts[place.number + 1][:1]
+            around = self._around(place.number)
             # A single word, or a name in quotes, may look like a text of ours, and be data.
             if place.told or (" " in value and around not in _QUOTES):
-                value = _whole(value, depth, 0 if place.told else OWN_WORDS) or value
+                own = _whole(value, depth, 0 if place.told else OWN_WORDS)
+                value = _where(value) if own is None else own
             if out.endswith("。"):  # Chinese has no space between sentences
                 value = value.lstrip(" ")
             out += value + after
@@ -144,6 +157,9 @@ class Catalogue:
             parts, own = pieces(english)
             if own:
                 self._templates.append(MessageTemplate(english, translation))
+                if _IN_A_FILE.match(english) and translation.startswith("{0}，"):
+                    alone = (_without_file(text) for text in (english, translation))
+                    self._templates.append(MessageTemplate(*alone))
             else:
                 self._exact[parts[0]] = pieces(translation)[0][0]
         # The template with the greatest part in a text made it.
@@ -158,6 +174,12 @@ class Catalogue:
             if template.words >= own_words and (values := template.values(text)) is not None:
                 return template.fill(values, depth + 1) if template.translated else None
         return None
+
+
+def _without_file(template: str) -> str:
+    """What is left of a template without the place at its start, and the comma after it."""
+    rest = template.removeprefix("{0}").lstrip("，, ")
+    return _MARK.sub(lambda m: f"{{{int(m[1]) - 1}{m[2] or ''}}}" if m[1] else m[0], rest)
 
 
 @lru_cache(maxsize=1)
@@ -191,4 +213,9 @@ def _whole(text: str, depth: int, own_words: int) -> str | None:
         return "\n".join(told) if told != lines else None
     name, colon, rest = text.partition(": ")
     shown = _whole(rest, depth + 1, max(own_words, OWN_WORDS)) if colon else None
-    return None if shown is None else f"{name}：{shown}"
+    return None if shown is None else f"{_where(name)}：{shown}"
+
+
+def _where(name: str) -> str:
+    """Translate what a name says of lines, rows and columns."""
+    return _WHERE.sub(lambda own: catalogue().look_up(own[0]) or own[0], name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,6 +18,7 @@ from pretune.errors import DataError
 from pretune.recipe.schema import DataSection
 from pretune.tasks.base import Preprocessor
 from pretune.tasks.labels import listed_label
+from pretune.text.spoken_language import labelled, tr
 
 #: A label is rare with fewer records than this, if others have five times as many on average.
 RARE = 10
@@ -153,9 +154,19 @@ def _place(records: Records, row: int) -> str:
 
 
 def data_sentences(facts: Mapping[str, Any]) -> Iterator[str]:
-    """Say in sentences what `data_facts` keeps, for each part of the data, where it matters."""
+    """Say what `data_facts` keeps of each part of the data, where it matters.
+
+    The sentences are in the language that is spoken; the facts are in English.
+    """
     for part, own in facts.items():
-        for name, what in (("left_out", "left out (data.errors=skip)"), ("skipped", "skipped")):
-            if count := own.get(name):
-                why = "; ".join(own.get(f"{name}_why", ()))
-                yield f"{part}: {count:,} records of {own.get('from')} were {what}: {why}"
+        origin = own.get("from")
+        if count := own.get("left_out"):
+            head = tr(f"{part}: {count:,} records of {origin} were left out (data.errors=skip)")
+            yield labelled(head, _told(own.get("left_out_why", ())))
+        if count := own.get("skipped"):
+            head = tr(f"{part}: {count:,} records of {origin} were skipped")
+            yield labelled(head, _told(own.get("skipped_why", ())))
+
+
+def _told(reasons: Iterable[str]) -> str:
+    return "; ".join(map(tr, reasons))

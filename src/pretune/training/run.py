@@ -240,7 +240,13 @@ def resume(
 
 
 def starting_model(
-    recipe: Recipe, task: AnyTask, data: Data, start: Path | None = None, *, mmap: bool = False
+    recipe: Recipe,
+    task: AnyTask,
+    data: Data,
+    start: Path | None = None,
+    *,
+    mmap: bool = False,
+    hollow: bool = False,
 ) -> Bundle:
     """Load the model that a recipe, or a checkpoint of its run, starts from; frozen as it says.
 
@@ -250,6 +256,7 @@ def starting_model(
         data: for a new tokenizer.
         start: a checkpoint of the run.
         mmap: leave the weights in their files until they are read, where none is written to.
+        hollow: no values at all, only sizes (see `pretune.bundle.bundle.load`).
 
     Raises:
         PretuneError: missing, damaged, or not suitable for the task.
@@ -268,6 +275,7 @@ def starting_model(
         attention_dropout=model.attention_dropout,
         mmap=mmap,  # usually every weight is about to be written to
         allow_pickle=model.allow_pickle,
+        hollow=hollow,
     )
     if is_int8(bundle.model):
         raise RunError(
