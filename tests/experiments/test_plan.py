@@ -79,7 +79,9 @@ def test_a_model_that_this_machine_cannot_hold(make: Make, tiny_folder: Path) ->
     assert updates == plan.updates
 
 
-@pytest.mark.parametrize("changes", [{}, {"model__new_tokens": ["<new>"]}, {"train__freeze": "backbone"}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"model__new_tokens": ["<new>"]}, {"train__freeze": "backbone"}]
+)
 def test_sizes_alone_are_planned_as_the_model_is(
     changes: dict[str, Any], make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -105,9 +105,7 @@ def test_it_opens_with_a_sentence(made: ReportFacts, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("row", "told"), [([0, 2], ""), ([0, 0], ", but for labels that no")])
-def test_rows_of_the_confusion_matrix_add_up(
-    row: list[int], told: str, made: ReportFacts
-) -> None:
+def test_rows_of_the_confusion_matrix_add_up(row: list[int], told: str, made: ReportFacts) -> None:
     details = made.examined.details | {"labels": ["a", "b"], "confusion": [[3, 1], row]}
     sections = report_sections(replace(made, examined=replace(made.examined, details=details)))
     (classes,) = (own for own in sections if own.heading == "Classes")

@@ -11,7 +11,6 @@ from pretune.experiments.history import MetricHistory
 from pretune.render import charts
 from pretune.render.charts import COLOURS, STANDS_FOR
 from pretune.render.report_charts import confusion_chart, frontier_chart, history_chart
-
 from pretune.text.spoken_language import speaking
 
 

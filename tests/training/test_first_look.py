@@ -185,7 +185,8 @@ class TestGuesses:
             assert [*data_sentences(result.data)] == [
                 f"train：略去了 {dirty} 的 3 条记录（data.errors=skip）："
                 "第 5 行：有 5 个字段，而表头有 3 个（Ticket, Message Body, Category）; "
-                "第 4 行，列“Category”：那里没有标签（''）; 第 8 行，列“Category”：那里没有标签（''）"
+                "第 4 行，列“Category”：那里没有标签（''）; "
+                "第 8 行，列“Category”：那里没有标签（''）"
             ]
 
 

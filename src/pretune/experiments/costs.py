@@ -195,6 +195,49 @@ class ByteMasks(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
+class FusedAttention(TorchFunctionMode):
+    """Attention whose kernel never holds the scores, as PyTorch's on CPUs and all on CUDA.
+
+    By itself, the meta device would take the plain kernel, which keeps them.
+
+    Args:
+        plain_if_learned: take the plain kernel where what is added to the scores is learned, as
+            PyTorch does on a CPU.
+    """
+
+    def __init__(self, *, plain_if_learned: bool = False) -> None:
+        super().__init__()
+        self._plain_if_learned = plain_if_learned
+
+    @override
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func is F.scaled_dot_product_attention:
+            added = (kwargs or {}).get("attn_mask")
+            if not (self._plain_if_learned and added is not None and added.requires_grad):
+                return _Fused.apply(*args[:3])  # type: ignore[no-untyped-call]
+        return func(*args, **(kwargs or {}))
+
+
+class _Fused(torch.autograd.Function):
+    """What a fused kernel keeps: its inputs, its output, and a number for each query and head."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        # Token by token, as FlashAttention writes it.
+        mixed = torch.empty(q.transpose(-3, -2).shape, dtype=q.dtype, device=q.device).transpose(
+            -3, -2
+        )
+        logsumexp = torch.empty(q.shape[:-1], dtype=torch.float32, device=q.device)
+        ctx.save_for_backward(q, k, v, mixed, logsumexp)
+        return mixed
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
+        return tuple(map(torch.empty_like, ctx.saved_tensors[:3]))
+
+
 def estimate_memory(model: nn.Module, batch: int, length: int) -> Memory:
     """Estimate the memory for inference and for training on a CPU.
 
@@ -273,7 +316,7 @@ def _forward_peak(model: nn.Module, inputs: PackedBatch) -> int:
     """Return the peak of the activations if nothing is kept for a backward pass."""
     model.eval()
     live = LiveBytes(known(model, inputs))
-    with torch.no_grad(), live:
+    with torch.no_grad(), live, FusedAttention(plain_if_learned=True):
         loss_of(model, inputs)
     return live.peak
 
@@ -282,7 +325,7 @@ def _step_peak(model: nn.Module, inputs: PackedBatch) -> tuple[int, int]:
     """Return the peak of the activations up to the loss, and of activations and gradients."""
     model.train()
     live = LiveBytes(known(model, inputs))
-    with live, ByteMasks():
+    with live, ByteMasks(), FusedAttention(plain_if_learned=True):
         loss = loss_of(model, inputs)
         forward = live.peak
         loss.backward()  # type: ignore[no-untyped-call]

@@ -24,7 +24,16 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from typing_extensions import override
 
 from pretune.data.batch import Layout
-from pretune.experiments.costs import FLOAT, MOMENTS, ByteMasks, LiveBytes, batch_of, known, loss_of
+from pretune.experiments.costs import (
+    FLOAT,
+    MOMENTS,
+    ByteMasks,
+    FusedAttention,
+    LiveBytes,
+    batch_of,
+    known,
+    loss_of,
+)
 from pretune.models.backbone import backbone_of
 from pretune.models.heads.replaced import companion_of
 from pretune.models.layers import CrossAttention, SelfAttention
@@ -104,39 +113,6 @@ class AsAutocast(TorchFunctionMode):
 
 def _full(value: Any) -> Any:
     return value.float() if isinstance(value, Tensor) and value.dtype == torch.bfloat16 else value
-
-
-class FusedAttention(TorchFunctionMode):
-    """Attention whose kernel never holds the scores, as all are on CUDA.
-
-    By itself, the meta device would take the plain kernel, which keeps them.
-    """
-
-    @override
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        if func is F.scaled_dot_product_attention:
-            return _Fused.apply(*args[:3])  # type: ignore[no-untyped-call]
-        return func(*args, **(kwargs or {}))
-
-
-class _Fused(torch.autograd.Function):
-    """What a fused kernel keeps: its inputs, its output, and a number for each query and head."""
-
-    @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        # Token by token, as FlashAttention writes it.
-        mixed = torch.empty(q.transpose(-3, -2).shape, dtype=q.dtype, device=q.device).transpose(
-            -3, -2
-        )
-        logsumexp = torch.empty(q.shape[:-1], dtype=torch.float32, device=q.device)
-        ctx.save_for_backward(q, k, v, mixed, logsumexp)
-        return mixed
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
-        return tuple(map(torch.empty_like, ctx.saved_tensors[:3]))
 
 
 @dataclass(frozen=True)

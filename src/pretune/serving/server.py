@@ -35,8 +35,8 @@ _KEEP_ALIVE = 75
 #: A program that a signal ended exits with this plus the signal's number.
 _STOPPED_BY = 128
 _ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104
-#: Prints the first key of a file as `api_keys` reads it, so that the key itself is not shown: not of
-#: a comment, and without a byte-order mark or a carriage return (byte by byte: LC_ALL=C).
+#: Prints the first key of a file as `api_keys` reads it, so that the key itself is not shown: not
+#: of a comment, and without a byte-order mark or a carriage return (byte by byte: LC_ALL=C).
 _FIRST_KEY = "LC_ALL=C sed -n '/^[^[:graph:]]*#/d;s/[^[:graph:]]//g;/./{p;q;}'"
 
 Say = Callable[[str], None]

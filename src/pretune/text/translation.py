@@ -32,8 +32,8 @@ _MARK = re.compile(r"\{\{|\}\}|\{(\d+)(!t)?\}")
 _WORD = re.compile(r"[A-Za-z]{2,}")
 #: A text within a text has at least this many words of its template's own to be seen as ours.
 OWN_WORDS = 2
-#: A phrase: what a template with hardly a word of its own takes for no value.
-_PHRASE = re.compile(r"[A-Za-z]{2,} [A-Za-z]{2,}")
+#: A phrase, or a column: what a template with hardly a word of its own takes for no value.
+_PHRASE = re.compile(r"[A-Za-z]{2,} (?:[A-Za-z]{2,}|')")
 #: How deep texts lie within texts.
 _DEPTH = 4
 #: What stands right around a place that holds a name from data.
