@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import ast
 import re
+import shlex
 from collections import Counter
 from pathlib import Path
 
 import pytest
+from typer.core import TyperGroup
+from typer.main import get_command
 
 import pretune
+from pretune.cli.app import app
 
 SOURCE = Path(pretune.__file__).parent
 ROOT = Path(__file__).parent.parent
@@ -102,3 +106,24 @@ def test_the_rooms_of_the_table_are_those_of_the_house() -> None:
     named = set(re.findall(r"`(\w+)(?:/|\.py)`", cells))
     there = {path.stem for path in SOURCE.iterdir() if not path.name.startswith(("_", "."))}
     assert named == there - {"py"}
+
+
+#: A command in the text, whether or not torchrun starts it; the first word alone names the program.
+SPAN_OF_A_COMMAND = re.compile(r"`(?:torchrun [^`\n]* -m )?(pretune [a-z-]+[^`\n]*)`")
+
+
+@pytest.mark.parametrize("name", ["README.md", "README.zh-CN.md"])
+def test_the_commands_of_the_front_pages_can_be_typed(name: str) -> None:
+    code, prose = code_and_prose(ROOT / name)
+    lines = [line for line in code if line.startswith("pretune ")]
+    typed = [*lines, *SPAN_OF_A_COMMAND.findall(prose)]
+    assert len(typed) > 40
+    group = get_command(app)
+    assert isinstance(group, TyperGroup)
+    for line in typed:
+        words = shlex.split(line)[1:]
+        with group.make_context("pretune", words) as context:
+            _, command, rest = group.resolve_command(context, words)
+            assert command is not None
+            # Wrong options, and too many or too few arguments, are errors here.
+            command.make_context(command.name, rest, parent=context).close()

@@ -15,8 +15,15 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from pretune.bundle.bundle import outline
-from pretune.data.batch import Feature, FeatureSet, PackedBatch
-from pretune.experiments.costs import FLOAT, LiveBytes, count_flops, estimate_memory
+from pretune.data.batch import Feature, FeatureSet, Layout, PackedBatch
+from pretune.experiments.costs import (
+    FLOAT,
+    LiveBytes,
+    count_flops,
+    estimate_memory,
+    known,
+    loss_of,
+)
 from pretune.models.bert import BertConfig, BertModel
 from pretune.models.families import build_head
 from pretune.models.gpt2 import Gpt2Config, Gpt2Model
@@ -268,6 +275,31 @@ def measured(what: str, batch: int, length: int, source: Path, warm: Path) -> in
     )
     assert done.returncode == 0, done.stderr
     return int(json.loads(done.stdout))
+
+
+@pytest.mark.parametrize(("dropout", "least", "most"), [(0.0, 0, 1), (0.1, 2, 9)])
+def test_scores_are_kept_where_the_kernel_of_the_cpu_keeps_them(
+    dropout: float, least: int, most: int
+) -> None:
+    """With dropout of attention weights a CPU takes the plain kernel, else one without scores."""
+    length, heads = 256, 4
+    sizes = {"n_embd": 32, "n_layer": 1, "n_head": heads, "n_positions": length, "vocab_size": 40}
+    config = Gpt2Config(**sizes, attn_pdrop=dropout, embd_pdrop=0.0, resid_pdrop=0.0)
+    with torch.device("meta"):
+        model = build_head(Gpt2Model(config), "causal_lm")
+    estimated = estimate_memory(model, 1, length).activations
+    # The same on the CPU, where tensors have values.
+    model = build_head(Gpt2Model(config), "causal_lm").train()
+    ids = torch.zeros(length, dtype=torch.int64)
+    layout = Layout.of([length], "cpu")
+    batch = PackedBatch(tokens=ids, layout=layout, positions=torch.arange(length))
+    with LiveBytes(known(model, batch)) as live:
+        loss = loss_of(model, batch)
+        taken = live.peak
+    loss.backward()
+    assert estimated == pytest.approx(taken, rel=0.15)
+    table = FLOAT * heads * length**2  # of all scores
+    assert least * table <= estimated < most * table
 
 
 @pytest.mark.slow
