@@ -8,7 +8,10 @@ PYTHON ?= python3
 TORCH_INDEX ?=
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+# Bytecode is kept, whatever the environment says: tests start hundreds of interpreters.
+PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+# The files that have such tests: to read all takes a minute in each process.
+MARKED = $(shell grep -rl --include='test_*.py' 'mark\.$(1)' tests)
 TOGETHER = -n $(shell $(PYTHON) -c 'import os; print(min($(1), os.cpu_count() + 1))') --dist loadfile
 TORCH := $(shell grep '^torch==' constraints.txt)
 
@@ -68,8 +71,8 @@ test: .venv/.dev
 	$(PYTEST) -m "not slow" $(call TOGETHER,8) $(ARGS)
 
 slow: .venv/.dev
-	$(PYTEST) -m "slow and not alone" $(call TOGETHER,4) $(ARGS)
-	$(PYTEST) -m "slow and alone" $(ARGS)
+	$(PYTEST) -m "slow and not alone" $(call TOGETHER,4) $(or $(ARGS),$(call MARKED,slow))
+	$(PYTEST) -m "slow and alone" $(or $(ARGS),$(call MARKED,alone))
 
 mutants: .venv/.dev
 	$(BIN)/python tests/mutants/run_mutants.py $(ARGS)

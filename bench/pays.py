@@ -153,9 +153,8 @@ def models(language: str, output: Path, steps: int) -> dict[str, Path]:
         write_texts(language, output / "texts.part")
         (output / "texts.part").rename(texts)
     told(output / "tokenizer", "tokenizer", texts, "--kind", "wordpiece", *VOCABULARY[language])
-    how = ("--documents", "line", "--keep-duplicates", "--validation", "0.01")
-    how += ("--tokenizer", str(output / "tokenizer"))
-    told(output / "corpus", "prepare", texts, *how)
+    how = ["--documents", "line", "--keep-duplicates", "--validation", "0.01", "--tokenizer"]
+    told(output / "corpus", "prepare", texts, *how, str(output / "tokenizer"))
     settings = {
         "data.train": str(output / "corpus"),
         "data.validation": str(output / "corpus/validation"),

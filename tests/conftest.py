@@ -158,6 +158,17 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
         _note_skip(report.nodeid, report)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Slow tests are found by the text of their files (Makefile): it has to name the mark."""
+    named: dict[Path, bool] = {}
+    for item in items:
+        for mark in item.iter_markers():
+            if mark.name in ("slow", "alone") and item.path not in named:
+                named[item.path] = f"mark.{mark.name}" in item.path.read_text(encoding="utf-8")
+    if hidden := [str(path) for path, is_named in named.items() if not is_named]:
+        raise pytest.UsageError(f"pytest.mark.slow does not stand in {', '.join(hidden)}")
+
+
 def pytest_collectreport(report: pytest.CollectReport) -> None:
     _note_skip(report.nodeid, report)
 
