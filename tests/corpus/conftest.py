@@ -1,12 +1,21 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import pickle
 import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tokenizers import Tokenizer as RustTokenizer
 from tokenizers import decoders, models, pre_tokenizers, trainers
+
+from pretune.corpus import pipeline
+from pretune.corpus.staged import Result, RunTasks, Sizes
+from pretune.errors import PretuneError
 
 TEXTS = [
     "The good film! Was it bad? No: it was unaffable. Mr. Smith paid 3.14 dollars, e.g. in May.",
@@ -60,3 +69,49 @@ def contents(folder: Path) -> dict[str, str]:
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
+
+
+def run_here(
+    function: Callable[[Any, Any], Result],
+    shared: Any,
+    tasks: Sequence[Any],
+    done: Callable[[int, Result], None],
+) -> None:
+    """Run the tasks of a stage in this process, from the last to the first; as `RunTasks`."""
+    # What crosses to a worker is pickled.
+    function, shared = _sent((function, shared))
+    errors: list[Exception] = []
+    for number in reversed(range(len(tasks))):
+        try:
+            done(number, function(shared, _sent(tasks[number])))
+        except PretuneError as error:
+            errors.append(error)
+    if errors:
+        raise errors[-1]
+
+
+def _sent(value: Any) -> Any:
+    return pickle.loads(pickle.dumps(value))  # noqa: S301 # our own
+
+
+@contextmanager
+def tasks_here(workers: int | None, folder: Path) -> Iterator[RunTasks]:
+    """In the place of `tasks_on_ray`, which takes long to start."""
+    yield run_here
+
+
+@pytest.fixture
+def workers_here(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """`engine="ray"` runs its tasks in this process, with small parts of the work."""
+
+    def choose(**sizes: int) -> None:
+        small = {"piece": 3000, "run": 100, "partition": 150, "rest": 5, "states": 64, **sizes}
+        # Hundreds of small files, each flushed to the disk, would take minutes.
+        monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+        monkeypatch.setattr(pipeline, "tasks_on_ray", tasks_here)
+        monkeypatch.setattr(pipeline, "cluster_size", lambda: 1)
+        monkeypatch.setattr(pipeline, "_LEAST_PIECE", 1)
+        monkeypatch.setattr(pipeline, "SIZES", Sizes(**small))
+
+    choose()
+    return choose

@@ -177,12 +177,12 @@ def test_other_engines_make_the_same_bytes(
 
 SCRIPT = """
 import os, signal, sys
-from pretune.corpus import pipeline
+from pretune.corpus import executors, pipeline
 from pretune.corpus.pipeline import Settings, prepare
 
 source, tokenizer, output, calls, workers = sys.argv[1:]
 pipeline.NOTE_SECONDS = 0
-pipeline._BATCH_DOCUMENTS = 33
+executors.BATCH_DOCUMENTS = 33
 left = int(calls)
 def counted(function):
     def call(*arguments, **named):

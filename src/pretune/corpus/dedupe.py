@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import unicodedata
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -97,6 +97,21 @@ def _datasketch() -> Any:
     return datasketch
 
 
+def _index(near: float) -> Any:
+    new = partial(_datasketch().MinHashLSH, num_perm=PERMUTATIONS)
+    try:
+        return new(threshold=near, weights=_WEIGHTS)
+    except ValueError:  # close to 1 it would choose one band, which it refuses
+        return new(params=(2, PERMUTATIONS // 2))
+
+
+@cache
+def lsh_bands(near: float) -> tuple[int, int]:
+    """The bands in which LSH looks for candidates: how many, and of how many values each."""
+    index = _index(near)
+    return index.b, index.r
+
+
 class Duplicates:
     """The documents kept so far; each new document is compared with them, in order of the corpus.
 
@@ -111,11 +126,7 @@ class Duplicates:
         self.near = near
         self._keys: set[bytes] = set()
         self._signatures: list[Signature] = []
-        self._index = None
-        if near is not None:
-            self._index = _datasketch().MinHashLSH(
-                threshold=near, num_perm=PERMUTATIONS, weights=_WEIGHTS
-            )
+        self._index = None if near is None else _index(near)
 
     def reason(self, key: bytes, values: Signature | None) -> str | None:
         """Why a document is dropped: "duplicate" or "near-duplicate"; if None, it is kept.

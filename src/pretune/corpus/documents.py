@@ -189,17 +189,25 @@ class Meter:
         self.done = self._before
 
 
+class Span(NamedTuple):
+    """A part of a source that holds whole documents."""
+
+    start: int  # the first byte of a text; the first row group of a table
+    stop: int  # one past the last
+    before: int = 0  # lines or rows before it, for messages
+
+
 def read_documents(
-    source: CorpusSource, options: ReadingOptions, meter: Meter
+    source: CorpusSource, options: ReadingOptions, meter: Meter, span: Span | None = None
 ) -> Iterator[Document]:
-    """Read all documents of a source, in order.
+    """Read all documents of a source, or of a span of it, in order.
 
     Raises:
         DataError: the file cannot be read, or a document cannot and such are not skipped; names
             file and line.
     """
     readers = {"text": _text_documents, "json": _json_documents}
-    yield from readers.get(source.kind, _table_documents)(source, options, meter)
+    yield from readers.get(source.kind, _table_documents)(source, options, meter, span)
     meter.next_file(source.size)
 
 
@@ -211,10 +219,13 @@ class Line(NamedTuple):
     first: bool  # whether the line begins here
 
 
-def _lines(source: CorpusSource, encoding: str, longest: int, meter: Meter) -> Iterator[Line]:
+def _lines(
+    source: CorpusSource, encoding: str, longest: int, meter: Meter, span: Span | None
+) -> Iterator[Line]:
     # `first` is false inside a line of which a part was yielded already.
-    number, first, held = 0, True, ""
-    for chunk in decoded(source.name, encoding, meter.advance, marks=True):
+    number, first, held = span.before if span else 0, True, ""
+    part = (span.start, span.stop) if span else None
+    for chunk in decoded(source.name, encoding, meter.advance, marks=True, span=part):
         held += chunk
         start = 0
         while True:
@@ -237,11 +248,11 @@ def _unreadable(options: ReadingOptions, kind: str, message: str, hint: str) -> 
 
 
 def _text_documents(
-    source: CorpusSource, options: ReadingOptions, meter: Meter
+    source: CorpusSource, options: ReadingOptions, meter: Meter, span: Span | None
 ) -> Iterator[Document]:
     builder = _DocumentBuilder(options.max_chars)
     bad = False
-    for line in _lines(source, options.encoding, options.max_chars, meter):
+    for line in _lines(source, options.encoding, options.max_chars, meter, span):
         # A document ends before this line if the line separates documents or is one itself.
         blank = not line.text.strip()
         units = {"blank-line": blank, "line": True, "file": False}
@@ -326,9 +337,9 @@ def _cut_place(text: str, longest: int) -> int:
 
 
 def _json_documents(
-    source: CorpusSource, options: ReadingOptions, meter: Meter
+    source: CorpusSource, options: ReadingOptions, meter: Meter, span: Span | None
 ) -> Iterator[Document]:
-    for line in _lines(source, options.encoding, MAX_JSON_LINE, meter):
+    for line in _lines(source, options.encoding, MAX_JSON_LINE, meter, span):
         if not line.first or not line.text.strip():
             continue
         place = f"{source.name}, line {line.number}"
@@ -358,13 +369,13 @@ def _field_documents(text: str | Problem, options: ReadingOptions) -> Iterator[D
 
 
 def _table_documents(
-    source: CorpusSource, options: ReadingOptions, meter: Meter
+    source: CorpusSource, options: ReadingOptions, meter: Meter, span: Span | None
 ) -> Iterator[Document]:
     if source.kind == "parquet":
-        rows = _parquet_values(source, options, meter)
+        rows = _parquet_values(source, options, meter, span)
     else:
         rows = _hub_values(source, options)
-    for number, value in enumerate(rows, start=1):
+    for number, value in enumerate(rows, start=(span.before if span else 0) + 1):
         place = f"{source.name}, row {number}"
         text: str | Problem
         if isinstance(value, UnicodeDecodeError):
@@ -384,13 +395,14 @@ def _check_column(name: str, columns: list[str], source: CorpusSource) -> None:
 
 
 def _parquet_values(
-    source: CorpusSource, options: ReadingOptions, meter: Meter
+    source: CorpusSource, options: ReadingOptions, meter: Meter, span: Span | None
 ) -> Iterator[object]:
     """The values of the column of texts; of bytes that are not UTF-8, the error."""
     with opened_parquet(source.name) as file:
         _check_column(options.field, file.schema_arrow.names, source)
         done = 0
-        for batch in file.iter_batches(_ROWS, columns=[options.field]):
+        groups = None if span is None else list(range(span.start, span.stop))
+        for batch in file.iter_batches(_ROWS, groups, columns=[options.field]):
             yield from cell_values(batch.column(0), _texts_or_errors)
             done += len(batch)
             meter.at(source.size * done // max(file.metadata.num_rows, 1))

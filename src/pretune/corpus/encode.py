@@ -87,6 +87,8 @@ _STEPS: dict[str, Callable[[str], str]] = {
     "join_lines": lambda text: _SINGLE_BREAK.sub(" ", _BETWEEN_WIDE.sub("", text)),
     "repeated_lines": _repeated_lines,
 }
+#: The names of the steps, as they are counted.
+CLEANING_STEPS = tuple(_STEPS)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Where documents are encoded: here, in processes, or on a Ray cluster, with equal results."""
+"""Documents in batches, encoded here or in processes, with equal results."""
 
 from __future__ import annotations
 
@@ -11,13 +11,16 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
-from functools import cache
-from typing import Any, TypeVar
+from typing import TypeVar
 
+from pretune.corpus.documents import Document
 from pretune.corpus.encode import EncodedDocument, Encoder, EncoderSettings
-from pretune.errors import PretuneError, did_you_mean
+from pretune.errors import PretuneError
 
 Handle = TypeVar("Handle")
+#: A batch is full with so many documents, or characters.
+BATCH_DOCUMENTS = 256
+BATCH_CHARACTERS = 500_000
 
 
 @dataclass
@@ -35,23 +38,52 @@ class DocumentBatch:
     after: tuple[int, int] = (0, 0)
     position: int = 0  # bytes read
 
+    def add(self, document: Document) -> None:
+        """Add a document; count one that could not be read."""
+        self.read += 1
+        self.cut += document.cut
+        self.bad_lines += document.bad_lines
+        if document.problem is not None:
+            self.problems[document.problem] = self.problems.get(document.problem, 0) + 1
+        else:
+            self.texts.append(document.text)
+            self.characters += len(document.text)
+
+    def full(self) -> bool:
+        """Whether it is time to encode it; where batches end has no influence on the result."""
+        return self.read >= BATCH_DOCUMENTS or self.characters >= BATCH_CHARACTERS
+
+
+def batches_of(documents: Iterable[Document]) -> Iterator[DocumentBatch]:
+    """Documents in batches, for those who need not know where in a source a batch ends."""
+    batch = DocumentBatch()
+    for document in documents:
+        batch.add(document)
+        if batch.full():
+            yield batch
+            batch = DocumentBatch()
+    yield batch
+
 
 Results = Generator[tuple[DocumentBatch, list[EncodedDocument]], None, None]
 
 
 def encode_batches(
-    engine: str, settings: EncoderSettings, batches: Iterable[DocumentBatch], workers: int
+    settings: EncoderSettings, batches: Iterable[DocumentBatch], workers: int
 ) -> Results:
     """Encode batches; the results come in the order of the batches.
 
     At any time at most two batches a worker are being encoded. One process means this process.
 
     Raises:
-        PretuneError: there is no such engine, it is not installed, or a worker died.
+        PretuneError: a worker died.
     """
-    if engine not in _ENGINES:
-        raise PretuneError(f"no engine is called '{engine}'", did_you_mean(engine, _ENGINES))
-    return _ENGINES[engine](settings, iter(batches), workers)
+    if workers > 1:
+        yield from _in_processes(settings, iter(batches), workers)
+        return
+    encoder = Encoder(settings)
+    for batch in batches:
+        yield batch, encoder(batch.texts)
 
 
 def _in_order(
@@ -75,11 +107,6 @@ def _in_order(
 def _in_processes(
     settings: EncoderSettings, batches: Iterator[DocumentBatch], workers: int
 ) -> Results:
-    if workers == 1:
-        encoder = Encoder(settings)
-        for batch in batches:
-            yield batch, encoder(batch.texts)
-        return
     # Not by fork: the tokenizer has threads, and a fork of a process with threads may hang.
     pool = ProcessPoolExecutor(
         workers, multiprocessing.get_context("spawn"), initializer=_start, initargs=(settings,)
@@ -118,47 +145,3 @@ def _end_with_parent() -> None:
 
 def _work(texts: list[str]) -> list[EncodedDocument]:
     return _worker[0](texts)
-
-
-def _on_ray(settings: EncoderSettings, batches: Iterator[DocumentBatch], workers: int) -> Results:
-    try:
-        import ray
-    except ImportError:
-        raise PretuneError(
-            "Ray is not installed", "Install it with: pip install 'pretune[cluster]'"
-        ) from None
-    # Join the cluster of RAY_ADDRESS, or start one here; a running one of the caller's is kept.
-    started_here = not ray.is_initialized()
-    if started_here:
-        local: dict[str, Any] = {} if os.environ.get("RAY_ADDRESS") else {"num_cpus": workers}
-        ray.init(include_dashboard=False, log_to_driver=False, **local)
-    try:
-        task: Any = ray.remote(_ray_task)
-        shared = ray.put(settings)  # once to each machine, not with every batch
-        yield from _in_order(
-            batches, lambda texts: task.remote(shared, texts), ray.get, 2 * workers
-        )
-    except ray.exceptions.RayError as error:
-        reason = str(error).strip().split("\n")[-1]
-        raise PretuneError(
-            f"a Ray worker failed: {reason}", "The same command goes on where it stopped."
-        ) from error
-    finally:
-        if started_here:
-            ray.shutdown()
-
-
-@cache
-def _encoder(settings: EncoderSettings) -> Encoder:
-    return Encoder(settings)
-
-
-def _ray_task(settings: EncoderSettings, texts: list[str]) -> list[EncodedDocument]:
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    return _encoder(settings)(texts)
-
-
-_ENGINES: dict[str, Callable[[EncoderSettings, Iterator[DocumentBatch], int], Results]] = {
-    "processes": _in_processes,
-    "ray": _on_ray,
-}

@@ -10,7 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,10 @@ from pretune.corpus.documents import (
 )
 from pretune.corpus.encode import Cleaning, EncodedDocument, EncoderSettings
 from pretune.corpus.executors import DocumentBatch, encode_batches
+from pretune.corpus.pieces import plan_pieces
+from pretune.corpus.ray_tasks import cluster_size, tasks_on_ray
+from pretune.corpus.staged import Sizes, clean_up
+from pretune.corpus.stages import Job, make_corpus
 from pretune.corpus.store import (
     CORPUS_MANIFEST,
     FORMAT,
@@ -39,7 +43,7 @@ from pretune.corpus.store import (
     sum_counts,
 )
 from pretune.corpus.unfinished import Journal, KeptDocuments, ShardWriter
-from pretune.errors import CheckpointError, DataError
+from pretune.errors import CheckpointError, DataError, PretuneError, did_you_mean
 from pretune.host import usable_cores
 from pretune.storage.cache_folder import cache_folder
 from pretune.storage.object_store import is_url, local_copy, look_up, send_folder, url_of
@@ -48,8 +52,13 @@ from pretune.tokenizers.tokenizer import Tokenizer
 
 #: Seconds between two notes in the journal: a note takes time, and a kill loses what came after.
 NOTE_SECONDS = 5.0
-_BATCH_DOCUMENTS = 256
-_BATCH_CHARACTERS = 500_000
+#: The engines: one process reads, decides and writes, while others encode; or workers do all.
+ENGINES = ("processes", "ray")
+#: How large the parts of the work of the workers are.
+SIZES = Sizes()
+#: Pieces of the sources are at least this large, and so many for each worker if they can.
+_LEAST_PIECE = 2**20
+_PIECES_EACH = 4
 _OTHER = {
     "tokenizer": "another tokenizer",
     "settings": "other settings",
@@ -89,10 +98,13 @@ class Settings:
 class CorpusProgress:
     """How far a preparation has come."""
 
-    done: int  # bytes read from the sources
-    size: int  # bytes of all sources; Hub datasets count as 0
-    documents: int  # documents kept
-    tokens: int  # in the documents kept
+    done: int  # bytes read from the sources; in other stages, what is done of them
+    size: int  # bytes of all sources, Hub datasets count as 0; in other stages, all of them
+    documents: int  # documents kept; until duplicates were found, with them
+    tokens: int  # in these documents
+    #: "reading", or, where workers do all, also "duplicates" (tasks done, of an unknown number) and
+    #: "writing" (shards).
+    stage: str = "reading"
 
 
 @dataclass(frozen=True)
@@ -129,10 +141,11 @@ def prepare(
             object storage (`s3://bucket/corpus`) is made in the cache, and sent when it is whole;
             its manifest comes last.
         settings: how to read and clean; default: `Settings()`.
-        engine: "processes" or "ray".
-        workers: number of processes that tokenize; default: one for each core.
+        engine: "processes", or "ray": workers on a cluster read, compare and write.
+        workers: number of processes that tokenize, or of workers; default: one for each core, of
+            this machine or of the cluster.
         restart: forget an unfinished corpus of that name.
-        on_progress: called after every batch.
+        on_progress: called after every batch or task.
 
     Raises:
         PretuneError: a source or the tokenizer cannot be used, a setting is wrong, the folder is
@@ -140,12 +153,14 @@ def prepare(
     """
     settings = settings or Settings()
     settings.check()
+    if engine not in ENGINES:
+        raise PretuneError(f"no engine is called '{engine}'", did_you_mean(engine, ENGINES))
     origins = find_sources(sources)
     stored = url_of(output) if is_url(output) else None
     output = Path(os.path.abspath(output)) if stored is None else _aside(stored)
     loaded = find_tokenizer(tokenizer)
     try:
-        work = _Preparation(origins, loaded, output, settings, on_progress)
+        work = _Preparation(origins, loaded, output, settings, engine, on_progress)
         if stored is not None and (there := work.manifests_in(stored)) is not None:
             return Prepared(stored, *there, found=True)
         with work.journal.locked():
@@ -153,7 +168,7 @@ def prepare(
             if ready:
                 work.journal.clear()
             else:
-                work.run(engine, workers or usable_cores(), restart)
+                work.run(workers, restart)
             made = Prepared(stored or str(output), *work.manifests(), found=ready)
             if stored is not None:
                 names = [f"{VALIDATION_SPLIT}/{CORPUS_MANIFEST}", CORPUS_MANIFEST]
@@ -185,10 +200,11 @@ class _Preparation:
         tokenizer: Tokenizer,
         output: Path,
         settings: Settings,
+        engine: str,
         on_progress: Callable[[CorpusProgress], None],
     ) -> None:
         self.sources, self.tokenizer, self.output = sources, tokenizer, output
-        self.settings, self.on_progress = settings, on_progress
+        self.settings, self.engine, self.on_progress = settings, engine, on_progress
         if tokenizer.cutter is not None:
             raise CheckpointError(
                 f"{tokenizer.origin}: the tokenizer of a translator (OPUS-MT) prepares no corpus",
@@ -205,7 +221,9 @@ class _Preparation:
             "settings": asdict(settings),
             # The real paths, so that it does not matter how they are spelled.
             "sources": [(source.path, source.size, source.modified) for source in sources],
+            "engine": engine,  # each has files of its own until the corpus is whole
         }
+        self.counts, self.changed, self.dropped = Counter[str](), Counter[str](), Counter[str]()
 
     def is_ready(self) -> bool:
         """Whether the corpus is there already; a folder with anything else is a DataError."""
@@ -262,23 +280,12 @@ class _Preparation:
             "sources": [source.to_dict() for source in self.sources],
         }
 
-    def run(self, engine: str, workers: int, restart: bool) -> None:
+    def run(self, workers: int | None, restart: bool) -> None:
         """Make the corpus."""
-        # Take up the state that the journal noted last: counts, kept documents, open shards.
         if restart:
             self.journal.clear()
+        # Take up the state that the journal noted last.
         state = self.journal.read(self.identity) or {}
-        duplicates = Duplicates(
-            exact=not self.settings.keep_duplicates, near=self.settings.near_duplicates
-        )
-        self.counts = Counter(state.get("counts", {}))
-        self.changed = Counter(state.get("changed", {}))
-        self.dropped = Counter(state.get("dropped", {}))
-        self.kept = KeptDocuments(self.journal.folder, duplicates, state.get("kept", 0))
-        self.writers = {split: self._writer(split, state) for split in self.splits}
-        # Read on from there; encoders work ahead, and results come in the order of the documents.
-        number, before = state.get("after", (0, 0))
-        batches = _batches(self.sources, self.settings.reading, (number, before))
         encoder = EncoderSettings(
             self.tokenizer.engine.to_str(),
             self.dtype,
@@ -286,10 +293,30 @@ class _Preparation:
             signatures=self.settings.near_duplicates is not None,
             origin=self.tokenizer.origin,
         )
+        if self.engine == "ray":
+            self._run_on_ray(workers, encoder, state)
+        else:
+            self._run_in_processes(workers or usable_cores(), encoder, state)
+
+    def _run_in_processes(
+        self, workers: int, encoder: EncoderSettings, state: Mapping[str, Any]
+    ) -> None:
+        # What was noted: counts, kept documents, open shards.
+        duplicates = Duplicates(
+            exact=not self.settings.keep_duplicates, near=self.settings.near_duplicates
+        )
+        self.counts.update(state.get("counts", {}))
+        self.changed.update(state.get("changed", {}))
+        self.dropped.update(state.get("dropped", {}))
+        self.kept = KeptDocuments(self.journal.folder, duplicates, state.get("kept", 0))
+        self.writers = {split: self._writer(split, state) for split in self.splits}
+        # Read on from there; encoders work ahead, and results come in the order of the documents.
+        number, before = state.get("after", (0, 0))
+        batches = _batches(self.sources, self.settings.reading, (number, before))
         size = sum(source.size for source in self.sources)
         last_note = time.monotonic()
         try:
-            with closing(encode_batches(engine, encoder, batches, workers)) as results:
+            with closing(encode_batches(encoder, batches, workers)) as results:
                 for batch, documents in results:
                     self._take(batch, documents, duplicates)
                     # Once in a while: note the state, so that a kill costs little.
@@ -298,12 +325,56 @@ class _Preparation:
                         last_note = time.monotonic()
                     kept, tokens = self.counts["documents"], self.counts["tokens"]
                     self.on_progress(CorpusProgress(batch.position, size, kept, tokens))
-            self._check_left()
-            self._finish()
+            train = self.writers["train"]
+            self._check_left(bool(train.shards or train.open["documents"]))
+            for writer in self.writers.values():
+                writer.finish()
+            self._finish({split: writer.shards for split, writer in self.writers.items()})
         finally:
             self.kept.close()
             for writer in self.writers.values():
                 writer.close()
+
+    def _run_on_ray(
+        self, workers: int | None, encoder: EncoderSettings, state: Mapping[str, Any]
+    ) -> None:
+        work = self.journal.folder / "work"
+        with tasks_on_ray(workers, self.journal.folder) as run:
+            # The sizes of the first run hold for all: with others, parts would be other parts.
+            if "sizes" not in state:
+                total = sum(source.size for source in self.sources)
+                piece = total // (_PIECES_EACH * (workers or cluster_size())) + 1
+                piece = min(max(piece, _LEAST_PIECE), SIZES.piece)
+                state = {"sizes": asdict(replace(SIZES, piece=piece))}
+                self.journal.write(self.identity, state)
+            sizes = Sizes(**state["sizes"])
+            clean_up(work)
+            job = Job(
+                work,
+                self.journal.out,
+                sizes,
+                self.settings.reading,
+                encoder,
+                self.unknown,
+                not self.settings.keep_duplicates,
+                self.settings.near_duplicates,
+                self.settings.validation,
+                tuple(self.splits),
+                self.settings.shard_tokens,
+            )
+            pieces = plan_pieces(self.sources, self.settings.reading, sizes.piece)
+            try:
+                made = make_corpus(job, pieces, run, self._report)
+            except DataError:
+                if not any(work.glob("parts/[0-9]*")):  # there is nothing to go on from
+                    self.journal.clear()
+                raise
+        self.counts, self.changed, self.dropped = made.counts, made.changed, made.dropped
+        self._check_left(made.kept["train"] > 0)
+        self._finish(made.shards)
+
+    def _report(self, stage: str, done: int, size: int, documents: int, tokens: int) -> None:
+        self.on_progress(CorpusProgress(done, size, documents, tokens, stage))
 
     @staticmethod
     def _folder(split: str, corpus: Path) -> Path:
@@ -322,8 +393,7 @@ class _Preparation:
         self, batch: DocumentBatch, documents: list[EncodedDocument], duplicates: Duplicates
     ) -> None:
         # Dropped while reading, while encoding, or as duplicates: all are counted by reason.
-        self.counts["read"] += batch.read
-        self.counts["cut"] += batch.cut
+        self.counts.update(read=batch.read, cut=batch.cut)
         self.dropped.update(batch.problems)
         if batch.bad_lines:
             self.changed["bad_lines"] += batch.bad_lines
@@ -356,10 +426,9 @@ class _Preparation:
         for writer in self.writers.values():
             writer.forget()
 
-    def _check_left(self) -> None:
+    def _check_left(self, any_left: bool) -> None:
         """Raise a DataError if all documents were dropped or held back, and say why."""
-        train = self.writers["train"]
-        if train.shards or train.open["documents"]:
+        if any_left:
             return
         self.journal.clear()
         if self.counts["documents"]:
@@ -368,22 +437,22 @@ class _Preparation:
                 "for validation, and there is none to train on",
                 "Give more text, or hold back less of it with --validation.",
             )
-        reasons = ", ".join(f"{count} {reason}" for reason, count in self.dropped.items())
+        dropped = sorted(self.dropped.items())
+        reasons = ", ".join(f"{count} {reason}" for reason, count in dropped)
         raise DataError(
             f"no document is left of {self.counts['read']:,} (dropped: {reasons or 'none'})",
             "Give more text, or drop less of it.",
         )
 
-    def _finish(self) -> None:
-        for split, writer in self.writers.items():
-            writer.finish()
+    def _finish(self, made: Mapping[str, list[dict[str, Any]]]) -> None:
+        for split, shards in made.items():
             folder = self._folder(split, self.journal.out)
             (folder / TOKENIZER).mkdir(exist_ok=True)
             self.tokenizer.save(folder / TOKENIZER)
             manifest = self.description() | {
                 "split": split,
-                "shards": writer.shards,
-                "totals": sum_counts(writer.shards),
+                "shards": shards,
+                "totals": sum_counts(shards),
             }
             if split == "train":  # the counts of the reading are for all splits together
                 manifest["reading"] = {
@@ -415,15 +484,8 @@ def _batches(
         for index, document in enumerate(read_documents(source, reading, meter), start=1):
             if index <= skip:
                 continue
-            batch.read += 1
-            batch.cut += document.cut
-            batch.bad_lines += document.bad_lines
-            if document.problem is not None:
-                batch.problems[document.problem] = batch.problems.get(document.problem, 0) + 1
-            else:
-                batch.texts.append(document.text)
-                batch.characters += len(document.text)
-            if batch.read >= _BATCH_DOCUMENTS or batch.characters >= _BATCH_CHARACTERS:
+            batch.add(document)
+            if batch.full():
                 batch.after, batch.position = (number, index), meter.done
                 yield batch
                 batch = DocumentBatch()

@@ -65,7 +65,9 @@ def file_entry(path: Path) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class _Shard:
+class Shard:
+    """A shard, whose files are mapped into memory."""
+
     path: Path  # of the tokens
     before: int  # tokens of the shards before
     tokens: Array  # [T] uint16 or uint32
@@ -107,7 +109,7 @@ class Corpus:
 
     folder: Path  # of the corpus
     manifest: Mapping[str, Any]  # the content of its `corpus.json`
-    _shards: list[_Shard] = field(repr=False)
+    _shards: list[Shard] = field(repr=False)
     _ends: Array = field(repr=False)  # [shards] documents in each shard and those before it
 
     @classmethod
@@ -186,7 +188,7 @@ class Corpus:
         ]
         return np.concatenate([np.zeros(0, dtype=np.int64), *parts])
 
-    def _find(self, index: int) -> tuple[_Shard, int, int, int]:
+    def _find(self, index: int) -> tuple[Shard, int, int, int]:
         """The shard of a document, its first token there, one past its last, and its row."""
         if not 0 <= index < len(self):
             raise IndexError(f"document {index} of a corpus of {len(self)}")
@@ -243,10 +245,10 @@ def _open_maps(folder: Path, verify: bool = False) -> Corpus:
     """Open a corpus without a look at its positions."""
     manifest = read_manifest(folder / CORPUS_MANIFEST)
     # Tokens are counted through all shards, so each shard knows how many come before it.
-    shards: list[_Shard] = []
+    shards: list[Shard] = []
     before = 0
     for shard in manifest["shards"]:
-        shards.append(_open_shard(folder, manifest, shard, before, verify))
+        shards.append(open_shard(folder, manifest, shard, before, verify))
         before += shard["tokens"]
     # The token ids mean nothing with any other tokenizer.
     path = folder / TOKENIZER / "tokenizer.json"
@@ -283,9 +285,9 @@ def read_manifest(path: Path) -> dict[str, Any]:
     return dict(manifest)
 
 
-def _open_shard(
+def open_shard(
     folder: Path, manifest: Mapping[str, Any], shard: Mapping[str, Any], before: int, verify: bool
-) -> _Shard:
+) -> Shard:
     """Map the files of a shard, which must have the sizes of the manifest."""
     dtype = stored_dtype(manifest["dtype"])
     paths = [folder / (shard["name"] + end) for end in ENDS]
@@ -302,7 +304,7 @@ def _open_shard(
             raise DataError(f"{path}: missing", AGAIN) from None
         except OSError as error:
             raise DataError(f"{path}: cannot be read ({error.strerror})", AGAIN) from None
-    return _Shard(
+    return Shard(
         paths[0],
         before,
         np.memmap(paths[0], dtype, "r"),

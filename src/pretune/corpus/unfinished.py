@@ -206,7 +206,7 @@ class ShardWriter:
     def forget(self) -> None:
         """Remove the files that only states before the last `sync` would need."""
         for path in self.aside.iterdir():
-            if not path.name.startswith(_shard_name(len(self.shards))):
+            if not path.name.startswith(shard_name(len(self.shards))):
                 path.unlink()
 
     def close_shard(self) -> None:
@@ -214,7 +214,7 @@ class ShardWriter:
         self.sync()
         self.close()
         # Now the number of positions is known, which the header of a .npy file needs.
-        name = _shard_name(len(self.shards))
+        name = shard_name(len(self.shards))
         tokens, documents, sentences = self._paths()
         rows = np.memmap(documents, "<i8", "r").reshape(-1, DOCUMENT_COLUMNS)
         files = {
@@ -241,7 +241,7 @@ class ShardWriter:
 
     def _paths(self) -> tuple[Path, Path, Path]:
         """The growing files of the open shard: tokens, and raw positions."""
-        name = _shard_name(len(self.shards))
+        name = shard_name(len(self.shards))
         return (
             self.folder / (name + TOKENS),
             self.aside / f"{name}.documents",
@@ -267,7 +267,8 @@ class ShardWriter:
             _cut_file(path, size)
 
 
-def _shard_name(number: int) -> str:
+def shard_name(number: int) -> str:
+    """The name of a shard, by its number from 0."""
     return f"shard-{number:05}"
 
 

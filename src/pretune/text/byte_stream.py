@@ -99,7 +99,11 @@ def _remove(path: str) -> None:
 
 
 def file_bytes(
-    file: str, on_bytes: OnBytes | None = None, *, wide: bool = False
+    file: str,
+    on_bytes: OnBytes | None = None,
+    *,
+    wide: bool = False,
+    span: tuple[int, int] | None = None,
 ) -> Iterator[bytes]:
     """The bytes of the text in a file, unpacked, at most `READ_BYTES` at a time.
 
@@ -107,13 +111,19 @@ def file_bytes(
         file: its path, or `STDIN`.
         on_bytes: called with the number of bytes read from the disk since the last call.
         wide: see `text_bytes`.
+        span: the first byte and one past the last, of a file that is not packed; None for all.
 
     Raises:
         DataError: the file cannot be read, or is no text by its first bytes.
     """
     try:
-        with _opened(file) as handle:
-            yield from text_bytes(_read(handle, on_bytes), file, wide=wide)
+        with opened_bytes(file) as handle:
+            start, stop = span or (0, None)
+            if start:  # what a file is, is told by its head
+                handle.seek(start)
+                yield from _read(handle, on_bytes, None if stop is None else stop - start)
+            else:
+                yield from text_bytes(_read(handle, on_bytes, stop), file, wide=wide)
     except OSError as error:
         raise DataError(
             f"{display_name(file)}: cannot be read ({error.strerror or error})",
@@ -122,7 +132,8 @@ def file_bytes(
 
 
 @contextmanager
-def _opened(file: str) -> Iterator[BinaryIO]:
+def opened_bytes(file: str) -> Iterator[BinaryIO]:
+    """Open a file, a pipe's copy, an object in storage or standard input, packed as it is."""
     if file == STDIN:
         yield sys.stdin.buffer
         return
@@ -130,8 +141,12 @@ def _opened(file: str) -> Iterator[BinaryIO]:
         yield handle
 
 
-def _read(handle: BinaryIO, on_bytes: OnBytes | None) -> Iterator[bytes]:
-    while chunk := handle.read(READ_BYTES):
+def _read(handle: BinaryIO, on_bytes: OnBytes | None, count: int | None = None) -> Iterator[bytes]:
+    """Read `count` bytes, or all that there are."""
+    left = count
+    while chunk := handle.read(READ_BYTES if left is None else min(left, READ_BYTES)):
+        if left is not None:
+            left -= len(chunk)
         if on_bytes is not None:
             on_bytes(len(chunk))
         yield chunk

@@ -43,13 +43,14 @@ class TextDecoder(codecs.IncrementalDecoder):
     """Decodes incrementally, and drops a byte order mark before the first character.
 
     Python's own decoders drop it for some encodings only: not for `utf-16-le`, which Windows writes
-    with one. `errors` names the handler for bytes that are not valid.
+    with one. `errors` names the handler for bytes that are not valid;
+    where the text was `started` before, the first character is a character like others.
     """
 
-    def __init__(self, encoding: str, errors: str = "strict") -> None:
+    def __init__(self, encoding: str, errors: str = "strict", *, started: bool = False) -> None:
         super().__init__(errors)
         self._decoder = codecs.getincrementaldecoder(check_encoding(encoding))(errors)
-        self._started = False
+        self._started = started
 
     def decode(self, input: Any, final: bool = False) -> str:  # noqa: A002
         """Decode the next bytes; those not valid in the encoding are a UnicodeError."""
@@ -103,6 +104,7 @@ def decoded(
     *,
     marks: bool = False,
     option: str = "--encoding ",
+    span: tuple[int, int] | None = None,
 ) -> Iterator[str]:
     """The text of a file, a chunk at a time; a byte order mark is dropped.
 
@@ -113,16 +115,19 @@ def decoded(
         marks: write a lone surrogate, 0xDC00 plus the byte, for each invalid byte instead of
             raising an error, and translate all line ends to line feeds.
         option: see `encoding_hint`.
+        span: see `file_bytes`; a character must begin at its first byte. Lines are counted from
+            there.
 
     Raises:
         DataError: the file cannot be read, is no text, or is not in that encoding; names file and
             line.
     """
     name = check_encoding(encoding)
-    decoder = TextDecoder(encoding, _MARK_ERRORS if marks else "strict")
+    started = span is not None and span[0] > 0
+    decoder = TextDecoder(encoding, _MARK_ERRORS if marks else "strict", started=started)
     newlines = io.IncrementalNewlineDecoder(decoder if marks else None, translate=marks)
     line, start = 1, b""
-    chunks = file_bytes(file, on_bytes, wide=is_wide(name))
+    chunks = file_bytes(file, on_bytes, wide=is_wide(name), span=span)
     for chunk in itertools.chain(chunks, [b""]):
         start = start or chunk
         try:

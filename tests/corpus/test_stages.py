@@ -1,0 +1,423 @@
+"""A corpus made by workers beside the same corpus made by one process: every file is equal."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import random
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as arrow
+import pyarrow.parquet as parquet
+import pytest
+
+from pretune.corpus import pipeline
+from pretune.corpus.documents import CorpusSource, ReadingOptions, Span, find_sources
+from pretune.corpus.encode import Cleaning
+from pretune.corpus.pieces import exact_span, plan_pieces
+from pretune.corpus.pipeline import CorpusProgress, Settings, prepare
+from pretune.corpus.stages import shard_begins
+from pretune.errors import DataError
+from tests.corpus.conftest import contents
+
+SMALL = Settings(shard_tokens=2700, validation=0.1, near_duplicates=0.9)
+
+
+def both(
+    tmp_path: Path, sources: list[Path], tokenizer: Path, settings: Settings
+) -> tuple[dict[str, str], dict[str, str]]:
+    """The files of the corpus that one process makes, and of the one that workers make."""
+    prepare(sources, tokenizer, tmp_path / "one" / "c", settings, workers=1)
+    prepare(sources, tokenizer, tmp_path / "many" / "c", settings, engine="ray")
+    assert [path.name for path in (tmp_path / "many").iterdir()] == ["c"]
+    return contents(tmp_path / "one" / "c"), contents(tmp_path / "many" / "c")
+
+
+def made_of(folder: Path) -> list[Path]:
+    return sorted((folder / ".c.unfinished" / "work" / "parts").glob("[0-9]*"))
+
+
+# ------------------------------------------------------------------------------ settings
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        Settings(),
+        SMALL,
+        Settings(keep_duplicates=True),
+        Settings(keep_duplicates=True, near_duplicates=0.5, shard_tokens=1),
+        Settings(near_duplicates=1.0, shard_tokens=100),
+        Settings(validation=0.5, shard_tokens=5000),
+        Settings(ReadingOptions(max_chars=30), Cleaning(min_chars=10), near_duplicates=0.7),
+        Settings(ReadingOptions(documents="line"), Cleaning(repeated_lines=True)),
+        Settings(ReadingOptions(documents="file"), shard_tokens=2700),
+        Settings(cleaning=Cleaning(nfc=False, spaces=False, join_lines=True), near_duplicates=0.8),
+    ],
+    ids=lambda settings: "",
+)
+def test_settings(
+    tmp_path: Path, corpus_file: Path, bpe_folder: Path, workers_here: Any, settings: Settings
+) -> None:
+    one, many = both(tmp_path, [corpus_file], bpe_folder, settings)
+    assert many == one
+
+
+def test_pieces_were_cut_and_rounds_were_needed(
+    tmp_path: Path, corpus_file: Path, bpe_folder: Path, workers_here: Any
+) -> None:
+    """The tests above compare nothing if all was done at once."""
+    reports: list[CorpusProgress] = []
+
+    def watch(progress: CorpusProgress) -> None:
+        reports.append(progress)
+        if progress.stage == "writing" and not tasks:
+            work = tmp_path / ".c.unfinished" / "work"
+            tasks.update({path.name: len(list(path.iterdir())) for path in work.iterdir()})
+
+    tasks: dict[str, int] = {}
+    prepare([corpus_file], bpe_folder, tmp_path / "c", SMALL, engine="ray", on_progress=watch)
+    assert tasks["parts"] > 10
+    assert tasks["equal"] > 3
+    assert tasks["states-1"] > 10
+    assert tasks["buckets-1"] > 10
+    assert tasks["rest-2"] == 1
+    stages = [report.stage for report in reports]
+    assert sorted(set(stages), key=stages.index) == ["reading", "duplicates", "writing"]
+    read = [report for report in reports if report.stage == "reading"][-1]
+    assert read.done == read.size == corpus_file.stat().st_size
+    manifest = json.loads((tmp_path / "c" / "corpus.json").read_text())
+    held = json.loads((tmp_path / "c" / "validation" / "corpus.json").read_text())
+    last = reports[-1]
+    assert last.done == last.size == len(manifest["shards"]) + len(held["shards"])
+    assert last.documents == manifest["totals"]["documents"] + held["totals"]["documents"]
+    assert last.tokens == manifest["totals"]["tokens"] + held["totals"]["tokens"]
+
+
+def test_no_size_changes_the_corpus(
+    tmp_path: Path, corpus_file: Path, bpe_folder: Path, workers_here: Callable[..., None]
+) -> None:
+    made = []
+    for number, piece in enumerate((500, 10_000, 10**9)):
+        workers_here(piece=piece, run=7 + 1000 * number, partition=40 + 10**5 * number)
+        prepare([corpus_file], bpe_folder, tmp_path / str(number), SMALL, engine="ray")
+        made.append(contents(tmp_path / str(number)))
+    assert made[0] == made[1] == made[2]
+
+
+def test_equal_but_for_the_normal_form(tmp_path: Path, bpe_folder: Path, workers_here: Any) -> None:
+    """Equal digests with other signatures: the words of `café` depend on how it is typed."""
+    words = [f"caf\u00e9 na\u00efve w{i}" for i in range(40)]
+    texts = [" ".join(words[i : i + 9]) for i in range(0, 30, 3)]
+    typed = [text.replace("\u00e9", "e\u0301").replace("\u00ef", "i\u0308") for text in texts]
+    generator = random.Random(1)
+    mixed = generator.choices(texts + typed, k=60) + [text.upper() for text in texts]
+    (tmp_path / "t.txt").write_text("\n\n".join(mixed), encoding="utf-8")
+    raw = Settings(cleaning=Cleaning(nfc=False), near_duplicates=0.6)
+    one, many = both(tmp_path, [tmp_path / "t.txt"], bpe_folder, raw)
+    assert many == one
+    reading = json.loads((tmp_path / "many" / "c" / "corpus.json").read_text())["reading"]
+    assert min(reading["dropped"].values()) > 3
+    assert set(reading["dropped"]) == {"duplicate", "near-duplicate"}
+
+
+# ------------------------------------------------------------------------------ formats
+
+
+def lines(count: int = 400) -> list[str]:
+    generator = random.Random(2)
+    words = ["the", "good", "film", "好", "电影", "caf\u00e9", "\U0001f600", "\u3000", "x" * 30]
+    texts = [" ".join(generator.choices(words, k=generator.randint(1, 9))) for _ in range(count)]
+    return [*texts, *generator.choices(texts, k=50)]
+
+
+SKIP = ReadingOptions(errors="skip")
+
+
+@pytest.mark.parametrize("options", [SKIP, ReadingOptions(errors="skip", documents="line")])
+@pytest.mark.parametrize("ends", ["\n", "\r\n", "\r", "\n\n", "\n\r\n", "\n \n", "\n\n\n\n\r"])
+def test_texts(
+    tmp_path: Path, bpe_folder: Path, workers_here: Any, ends: str, options: ReadingOptions
+) -> None:
+    """Bytes that are not UTF-8 stand before line ends, within lines and in the middle of marks."""
+    raw = ends.join(lines()).encode()
+    generator = random.Random(3)
+    for bad in (b"\xff", b"\xe4", b"\n", b"\r", b"\n\n", b"\xef\xbb\xbf", b"\x00"):
+        for _ in range(3):
+            place = generator.randrange(2000, len(raw))
+            raw = raw[:place] + bad + raw[place:]
+    (tmp_path / "t.txt").write_bytes(b"\xef\xbb\xbf" + raw)
+    one, many = both(tmp_path, [tmp_path / "t.txt"], bpe_folder, Settings(options))
+    assert many == one
+
+
+def test_json_lines(tmp_path: Path, bpe_folder: Path, workers_here: Any) -> None:
+    rows = [json.dumps({"text": text}, ensure_ascii=i % 2 == 0) for i, text in enumerate(lines())]
+    rows[20] = "{"
+    rows[50] = "[1]"
+    rows[90] = '{"other": 1}'
+    rows[91] = ""
+    rows[200] = '{"text": "\\ud83d"}'
+    raw = "\r\n".join(rows).encode()
+    (tmp_path / "t.jsonl").write_bytes(raw[:9000] + b"\xff" + raw[9000:])
+    one, many = both(tmp_path, [tmp_path / "t.jsonl"], bpe_folder, Settings(SKIP))
+    assert many == one
+
+
+def test_parquet(tmp_path: Path, bpe_folder: Path, workers_here: Any) -> None:
+    table = arrow.table({"text": [None, *lines()], "other": list(range(451))})
+    parquet.write_table(table, tmp_path / "t.parquet", row_group_size=33)
+    (source,) = find_sources([tmp_path / "t.parquet"])
+    assert len(plan_pieces([source], SKIP, 3000)) > 3
+    one, many = both(tmp_path, [tmp_path / "t.parquet"], bpe_folder, Settings(SKIP))
+    assert many == one
+    with pytest.raises(DataError, match=r"t\.parquet, row 1, field 'text': expected a text"):
+        prepare([tmp_path / "t.parquet"], bpe_folder, tmp_path / "c", engine="ray")
+
+
+def test_many_files_of_all_kinds(tmp_path: Path, bpe_folder: Path, workers_here: Any) -> None:
+    """Small ones are read together; packed ones, and those in UTF-16, are never cut."""
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    for number in range(30):
+        (folder / f"{number:02}.txt").write_text("\n\n".join(lines(number)), encoding="utf-8")
+    with gzip.open(folder / "05.jsonl.gz", "wt", encoding="utf-8") as handle:
+        handle.writelines(json.dumps({"text": text}) + "\n" for text in lines(900))
+    (folder / "06.md").write_bytes(b"")
+    parquet.write_table(arrow.table({"text": lines()}), folder / "07.parquet")
+    sources = find_sources([folder])
+    pieces = plan_pieces(sources, ReadingOptions(), 3000)
+    assert [part.source.path for piece in pieces for part in piece] == sorted(
+        part.source.path for piece in pieces for part in piece
+    )
+    assert max(len(piece) for piece in pieces) > 1
+    packed = [part for piece in pieces for part in piece if part.source.name.endswith(".gz")]
+    assert [part.span for part in packed] == [None]
+    assert packed[0].size > 3000
+    one, many = both(tmp_path, [folder], bpe_folder, SMALL)
+    assert many == one
+
+
+def test_wide_characters_are_not_cut(tmp_path: Path, bpe_folder: Path, workers_here: Any) -> None:
+    (tmp_path / "t.txt").write_text("\n\n".join(lines()), encoding="utf-16")
+    settings = Settings(ReadingOptions(encoding="utf-16"))
+    one, many = both(tmp_path, [tmp_path / "t.txt"], bpe_folder, settings)
+    assert many == one
+
+
+@pytest.mark.parametrize("documents", ["line", "blank-line"])
+def test_spans_are_the_file_end_to_end(tmp_path: Path, documents: str) -> None:
+    """Whatever the text, and wherever it is cut: no byte twice, none left out."""
+    generator = random.Random(4)
+    path = tmp_path / "t.txt"
+    for _ in range(300):
+        raw = bytes(generator.choices(b"a\n\r", weights=(3, 3, 1), k=generator.randint(8, 60)))
+        path.write_bytes(raw)
+        source = CorpusSource(str(path), "text", len(raw))
+        options = ReadingOptions(documents=documents)
+        edges = sorted({0, len(raw), *generator.sample(range(len(raw)), 3)})
+        nominal = [Span(a, b) for a, b in pairwise(edges)]
+        spans = [span for n in nominal if (span := exact_span(source, options, n)) is not None]
+        assert [span.start for span in spans[1:]] == [span.stop for span in spans[:-1]]
+        assert (spans[0].start, spans[-1].stop) == (0, len(raw))
+        mark = (b"\n\n", b"\n\r\n") if documents == "blank-line" else (b"\n",)
+        assert all(raw[: span.start].endswith(mark) for span in spans[1:])
+        # The first place of that kind, if there is one before the next cut.
+        for before in nominal:
+            if before.start == 0:
+                continue
+            first = min(
+                (p for p in range(before.start, len(raw)) if raw[:p].endswith(mark)), default=None
+            )
+            assert first is None or first in {s.start for s in spans} or first >= spans[-1].stop
+
+
+def test_a_mark_between_two_looks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pretune.corpus import pieces
+
+    raw = b"a" * 20 + b"\n\r\n" + b"b" * 30
+    (tmp_path / "t.txt").write_bytes(raw)
+    source = CorpusSource(str(tmp_path / "t.txt"), "text", len(raw))
+    for look in range(1, 9):
+        monkeypatch.setattr(pieces, "_LOOK", look)
+        for start in range(1, 30):
+            span = exact_span(source, ReadingOptions(), Span(start, 40))
+            assert span == (Span(23, len(raw)) if start <= 23 else None)
+
+
+# ------------------------------------------------------------------------------ shards
+
+
+def test_shards_begin_where_a_writer_begins_them() -> None:
+    assert shard_begins([np.array([5, 5, 1]), np.array([], int), np.array([30, 2, 8, 1])], 10) == [
+        (0, 0),
+        (0, 2),
+        (2, 0),
+        (2, 1),
+        (2, 3),
+    ]
+    assert shard_begins([np.array([], int)], 10) == []
+
+
+# ------------------------------------------------------------------------------ errors
+
+
+@pytest.mark.parametrize("kind", ["txt", "jsonl"])
+def test_the_first_bad_line_is_named(
+    tmp_path: Path, bpe_folder: Path, workers_here: Any, kind: str
+) -> None:
+    """Though later pieces fail earlier, and count their lines from their beginning."""
+    rows = lines() if kind == "txt" else [json.dumps({"text": text}) for text in lines()]
+    raw = "\n\n".join(rows).encode().split(b"\n")
+    raw[500] += b"\xff"
+    raw[800] += b"\xff"
+    (tmp_path / f"t.{kind}").write_bytes(b"\n".join(raw))
+    for engine in ("processes", "ray"):
+        with pytest.raises(DataError, match=r"t\.\w+, line 501: not valid UTF-8"):
+            prepare(
+                [tmp_path / f"t.{kind}"], bpe_folder, tmp_path / engine, engine=engine, workers=1
+            )
+    assert not (tmp_path / "ray").exists()
+
+
+def test_an_error_at_once_leaves_nothing(
+    tmp_path: Path, bpe_folder: Path, workers_here: Any
+) -> None:
+    (tmp_path / "t.txt").write_bytes(b"fine\n\n\xff")
+    with pytest.raises(DataError, match="line 3"):
+        prepare([tmp_path / "t.txt"], bpe_folder, tmp_path / "c", engine="ray")
+    assert [path.name for path in tmp_path.iterdir()] == ["t.txt"]
+
+
+def test_nothing_left(tmp_path: Path, bpe_folder: Path, workers_here: Any) -> None:
+    (tmp_path / "t.txt").write_text("a\n\nb\n\na")
+    short = Settings(cleaning=Cleaning(min_chars=5))
+    with pytest.raises(DataError, match=r"no document is left of 3 \(dropped: 3 short\)"):
+        prepare([tmp_path / "t.txt"], bpe_folder, tmp_path / "c", short, engine="ray")
+    with pytest.raises(DataError, match=r"\(2\) were held back(.|\n)*--validation"):
+        prepare(
+            [tmp_path / "t.txt"],
+            bpe_folder,
+            tmp_path / "c",
+            Settings(validation=0.999),
+            engine="ray",
+        )
+    assert [path.name for path in tmp_path.iterdir()] == ["t.txt"]
+
+
+class StopError(Exception):
+    """The work is given up."""
+
+
+def stop_at(stage: str) -> Callable[[CorpusProgress], None]:
+    def watch(progress: CorpusProgress) -> None:
+        if progress.stage == stage:
+            raise StopError
+
+    return watch
+
+
+def unfinished(tmp_path: Path, corpus_file: Path, bpe_folder: Path, stage: str = "writing") -> Path:
+    """An output of which the work stopped in a stage."""
+    with pytest.raises(StopError):
+        prepare(
+            [corpus_file],
+            bpe_folder,
+            tmp_path / "c",
+            SMALL,
+            engine="ray",
+            on_progress=stop_at(stage),
+        )
+    return tmp_path / "c"
+
+
+@pytest.mark.parametrize("engine", ["processes", "ray"])
+def test_another_engine_does_not_go_on(
+    tmp_path: Path,
+    corpus_file: Path,
+    bpe_folder: Path,
+    workers_here: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    engine: str,
+) -> None:
+    monkeypatch.setattr(pipeline, "NOTE_SECONDS", 0)
+    other = "ray" if engine == "processes" else "processes"
+    with pytest.raises(StopError):
+        prepare(
+            [corpus_file],
+            bpe_folder,
+            tmp_path / "c",
+            SMALL,
+            engine=other,
+            workers=1,
+            on_progress=stop_at("reading"),
+        )
+    with pytest.raises(DataError, match=r"unfinished corpus with another engine(.|\n)*--restart"):
+        prepare([corpus_file], bpe_folder, tmp_path / "c", SMALL, engine=engine, workers=1)
+    prepare(
+        [corpus_file], bpe_folder, tmp_path / "c", SMALL, engine=engine, workers=1, restart=True
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["c"]
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("parts/00003/shard-00000.tokens.bin", "cut"),
+        ("parts/00003/digests.bin", "cut"),
+        ("parts/00003/task.json", "cut"),
+        ("parts/00003/task.json", "gone"),
+        ("parts/00003/shard-00000.tokens.bin", "changed"),
+        ("parts/00003/shard-00000.sentences.npy", "changed"),
+        ("bands/00002/bands.bin", "cut"),
+        ("kept/00001/rows-train.bin", "gone"),
+    ],
+)
+def test_damage_is_noticed_and_mended(
+    tmp_path: Path, corpus_file: Path, bpe_folder: Path, workers_here: Any, name: str, damage: str
+) -> None:
+    output = unfinished(tmp_path, corpus_file, bpe_folder)
+    path = tmp_path / ".c.unfinished" / "work" / name
+    raw = path.read_bytes()
+    # A change that a sum of bytes would not see.
+    changes = {"cut": raw[:-1], "changed": raw[:-8] + raw[-4:] + raw[-8:-4]}
+    if damage == "gone":
+        path.unlink()
+    else:
+        assert changes[damage] != raw
+        path.write_bytes(changes[damage])
+    # What was stopped in the last stage has shards already; they are made of the parts again.
+    for shards in (tmp_path / ".c.unfinished" / "work").glob("shards-*/*"):
+        (shards / "task.json").unlink()
+        shards.rmdir()
+    with pytest.raises(DataError, match=f"{path.parent.name}.*damaged(.|\n)*Remove"):
+        prepare([corpus_file], bpe_folder, output, SMALL, engine="ray")
+    for file in path.parent.iterdir():
+        file.unlink()
+    path.parent.rmdir()
+    prepare([corpus_file], bpe_folder, output, SMALL, engine="ray")
+    prepare([corpus_file], bpe_folder, tmp_path / "one", SMALL, workers=1)
+    assert contents(output) == contents(tmp_path / "one")
+
+
+def test_what_is_done_is_not_done_again(
+    tmp_path: Path, corpus_file: Path, bpe_folder: Path, workers_here: Callable[..., None]
+) -> None:
+    """Also with other sizes, which would cut the sources elsewhere."""
+    output = unfinished(tmp_path, corpus_file, bpe_folder, "duplicates")
+    work = tmp_path / ".c.unfinished" / "work"
+    before = {path: path.stat().st_mtime_ns for path in work.glob("parts/*/*")}
+    assert len(before) > 50
+    (work / "parts" / ".00001.left.tmp").mkdir()
+    workers_here(piece=10**9)
+    seen = {}
+
+    def watch(progress: CorpusProgress) -> None:
+        seen.update({path: path.stat().st_mtime_ns for path in work.glob("parts/*/*")})
+
+    prepare([corpus_file], bpe_folder, output, SMALL, engine="ray", on_progress=watch)
+    assert seen == before
