@@ -161,16 +161,10 @@ def test_special_tokens_in_a_text_are_text(tmp_path: Path, bpe_folder: Path) -> 
     assert engine.decode(tokens.tolist()) == "the <|endoftext|> film"
 
 
-@pytest.mark.parametrize(
-    "engine",
-    ["processes", pytest.param("ray", marks=[pytest.mark.slow, pytest.mark.alone])],
-)
-def test_other_engines_make_the_same_bytes(
-    whole: tuple[Path, Prepared], tmp_path: Path, corpus_file: Path, bpe_folder: Path, engine: str
+def test_other_processes_make_the_same_bytes(
+    whole: tuple[Path, Prepared], tmp_path: Path, corpus_file: Path, bpe_folder: Path
 ) -> None:
-    if engine == "ray":
-        pytest.importorskip("ray", reason="Ray is not installed (pip install 'pretune[cluster]')")
-    prepare([corpus_file], bpe_folder, tmp_path / "c", SMALL, engine=engine, workers=2)
+    prepare([corpus_file], bpe_folder, tmp_path / "c", SMALL, workers=2)
     assert contents(tmp_path / "c") == contents(whole[0])
     assert [path.name for path in tmp_path.iterdir()] == ["c"]
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import gzip
 import json
 import random
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -67,10 +70,10 @@ def test_settings(
     assert many == one
 
 
-def test_pieces_were_cut_and_rounds_were_needed(
-    tmp_path: Path, corpus_file: Path, bpe_folder: Path, workers_here: Any
+def test_small_parts_in_many_tasks(
+    tmp_path: Path, corpus_file: Path, bpe_folder: Path, workers_here: Callable[..., None]
 ) -> None:
-    """The tests above compare nothing if all was done at once."""
+    workers_here(piece=3000, partition=150, states=64, run=100)
     reports: list[CorpusProgress] = []
 
     def watch(progress: CorpusProgress) -> None:
@@ -92,6 +95,8 @@ def test_pieces_were_cut_and_rounds_were_needed(
     assert read.done == read.size == corpus_file.stat().st_size
     manifest = json.loads((tmp_path / "c" / "corpus.json").read_text())
     held = json.loads((tmp_path / "c" / "validation" / "corpus.json").read_text())
+    prepare([corpus_file], bpe_folder, tmp_path / "one", SMALL, workers=1)
+    assert contents(tmp_path / "c") == contents(tmp_path / "one")
     last = reports[-1]
     assert last.done == last.size == len(manifest["shards"]) + len(held["shards"])
     assert last.documents == manifest["totals"]["documents"] + held["totals"]["documents"]
@@ -421,3 +426,69 @@ def test_what_is_done_is_not_done_again(
 
     prepare([corpus_file], bpe_folder, output, SMALL, engine="ray", on_progress=watch)
     assert seen == before
+
+
+KILLED = """
+import os, signal, sys
+from pretune.corpus import pipeline
+from pretune.corpus.pipeline import Settings, prepare
+from pretune.corpus.staged import Sizes
+from tests.corpus.conftest import tasks_here
+
+source, tokenizer, output, *stages = sys.argv[1:]
+pipeline.tasks_on_ray, pipeline.cluster_size = tasks_here, lambda: 1
+pipeline._LEAST_PIECE = 1
+pipeline.SIZES = Sizes(piece=9000, run=500, partition=2000, rest=5, states=400)
+settings = Settings(shard_tokens=2700, validation=0.1, near_duplicates=0.9)
+os.fsync = lambda descriptor: None
+rename, replace = os.rename, os.replace
+
+def kill_at(stage, when):
+    left = 2 if stage in ("parts", "buckets-1", "shards-train", "out/shard") else 1
+    def counted(function):
+        def call(source, target):
+            nonlocal left
+            left -= f"/{stage}" in str(target)
+            if left == 0 and when == "before":
+                os.kill(os.getpid(), signal.SIGKILL)
+            function(source, target)
+            if left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+        return call
+    os.rename, os.replace = counted(rename), counted(replace)
+
+for kill in [*stages, ""]:
+    child = os.fork()  # nothing has started a thread yet
+    if child == 0:
+        if kill:
+            kill_at(*kill.split(":"))
+        prepare([source], tokenizer, output, settings, engine="ray")
+        os._exit(0)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_killed_in_every_stage_it_is_the_same(
+    tmp_path: Path, corpus_file: Path, bpe_folder: Path
+) -> None:
+    """By SIGKILL, before and after a result gets its name."""
+    stages = [
+        *("parts:before", "parts:after", "equal:after", "bands:before", "buckets-1:before"),
+        *("buckets-1:after", "states-1:after", "buckets-2:before", "states-2:before"),
+        *("rest-2:before", "rest-2:after", "kept:before", "layout:after", "out/shard:after"),
+        *("shards-train:after", "shards-validation:before", "out/corpus.json:before"),
+    ]
+    (tmp_path / "out").mkdir()
+    output = tmp_path / "out" / "c"
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, str(corpus_file), str(bpe_folder), str(output), *stages],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+    )
+    codes = [-signal.SIGKILL] * len(stages) + [0]
+    assert (done.stdout.split(), done.stderr) == ([str(code) for code in codes], "")
+    prepare([corpus_file], bpe_folder, tmp_path / "one", SMALL, workers=1)
+    assert contents(output) == contents(tmp_path / "one")
+    assert [path.name for path in output.parent.iterdir()] == ["c"]

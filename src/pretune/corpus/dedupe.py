@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import unicodedata
-from functools import cache, partial
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -97,18 +97,13 @@ def _datasketch() -> Any:
     return datasketch
 
 
-def _index(near: float) -> Any:
-    new = partial(_datasketch().MinHashLSH, num_perm=PERMUTATIONS)
-    try:
-        return new(threshold=near, weights=_WEIGHTS)
-    except ValueError:  # close to 1 it would choose one band, which it refuses
-        return new(params=(2, PERMUTATIONS // 2))
-
-
 @cache
 def lsh_bands(near: float) -> tuple[int, int]:
     """The bands in which LSH looks for candidates: how many, and of how many values each."""
-    index = _index(near)
+    try:
+        index = _datasketch().MinHashLSH(threshold=near, num_perm=PERMUTATIONS, weights=_WEIGHTS)
+    except ValueError:  # close to 1 it would choose one band, which it refuses
+        return 2, PERMUTATIONS // 2
     return index.b, index.r
 
 
@@ -126,7 +121,9 @@ class Duplicates:
         self.near = near
         self._keys: set[bytes] = set()
         self._signatures: list[Signature] = []
-        self._index = None if near is None else _index(near)
+        self._index = None
+        if near is not None:  # to choose the bands takes half a second, and is done once
+            self._index = _datasketch().MinHashLSH(num_perm=PERMUTATIONS, params=lsh_bands(near))
 
     def reason(self, key: bytes, values: Signature | None) -> str | None:
         """Why a document is dropped: "duplicate" or "near-duplicate"; if None, it is kept.

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -82,20 +83,18 @@ class Parts:
         """Digests and signatures by number."""
         return PartRows([self.folder("parts", i) for i in range(len(self.starts) - 1)], self.starts)
 
-    def read(self, stage: str, name: str, dtype: np.dtype[np.void], number: int, of: int) -> Array:
+    def read(self, stage: str, name: str, dtype: np.dtype[Any], number: int, of: int) -> Array:
         """The records of one partition of the keys, from all parts: `key`s and `number`s."""
-        found = []
+        fields = [(name, "<u8") for name in dtype.names or () if name != "row"]
+        found = [np.zeros(0, [*fields, ("number", "<i8")])]
         for part in range(len(self.starts) - 1):
             records = read_partition(self.folder(stage, part), name, dtype, number, of)
-            numbers = records["row"].astype(np.int64) + self.starts[part]
-            found.append((records, numbers))
-        return np.rec.fromarrays(
-            [
-                *(np.concatenate([r[f] for r, _ in found]) for f in dtype.names if f != "row"),
-                np.concatenate([n for _, n in found]),
-            ],
-            names=[*(f for f in dtype.names if f != "row"), "number"],
-        )
+            if len(records):
+                found.append(np.zeros(len(records), found[0].dtype))
+                for field, _ in fields:
+                    found[-1][field] = records[field]
+                found[-1]["number"] = records["row"] + self.starts[part]
+        return np.concatenate(found)
 
 
 def mark_duplicates(
@@ -162,15 +161,15 @@ def mark_equal(parts: Parts, number: int) -> Result:
 
     def task(folder: Path) -> Result:
         found = parts.read("parts", "exact", EXACT, number, parts.digests)
-        order = np.lexsort((found.number, found.signature, found.more, found.key))
+        order = np.lexsort((found["number"], found["signature"], found["more"], found["key"]))
         copies = order[1:][_same(found, order, ("key", "more", "signature"))]
-        dropped = np.sort(found.number[copies])
+        dropped = np.sort(found["number"][copies])
         write_numbers(folder / "dropped.bin", dropped)
         if parts.near is not None:
             # To count reasons in the end: all documents of each digest that there is twice.
-            order = np.lexsort((found.number, found.more, found.key))
+            order = np.lexsort((found["number"], found["more"], found["key"]))
             groups = _groups(np.concatenate([[False], _same(found, order, ("key", "more"))]))
-            write_numbers(folder / "members.bin", found.number[order[groups.members]])
+            write_numbers(folder / "members.bin", found["number"][order[groups.members]])
             write_numbers(folder / "starts.bin", groups.starts)
         return {"dropped": len(dropped)}
 
@@ -253,9 +252,9 @@ def compare_buckets(parts: Parts, number: int) -> Result:
     def task(folder: Path) -> Result:
         if parts.rounds == 1:
             found = parts.read("bands", "bands", _BAND, number, parts.buckets)
-            order = np.lexsort((found.number, found.key))
+            order = np.lexsort((found["number"], found["key"]))
             groups = _groups(np.concatenate([[False], _same(found, order, ("key",))]))
-            groups = _Groups(found.number[order[groups.members]], groups.starts)
+            groups = _Groups(found["number"][order[groups.members]], groups.starts)
             del found, order
             write_numbers(folder / "members.bin", groups.members)
             write_numbers(folder / "starts.bin", groups.starts)

@@ -13,7 +13,7 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -22,8 +22,6 @@ from pretune.errors import DataError
 from pretune.host import sync_path
 
 _META = "task.json"
-_Shared = TypeVar("_Shared")
-_Task = TypeVar("_Task")
 Result = dict[str, Any]
 
 
@@ -43,9 +41,9 @@ class RunTasks(Protocol):
 
     def __call__(
         self,
-        function: Callable[[_Shared, _Task], Result],
-        shared: _Shared,
-        tasks: Sequence[_Task],
+        function: Callable[[Any, Any], Result],
+        shared: Any,
+        tasks: Sequence[Any],
         done: Callable[[int, Result], None],
     ) -> None:
         """Call `function(shared, task)` for each task, and `done` with its number and its result.
