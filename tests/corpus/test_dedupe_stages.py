@@ -156,7 +156,11 @@ def test_first_hits_beside_loops() -> None:
             first = starts[np.searchsorted(starts, place, side="right") - 1]
             before = [p for p in range(first, place) if sources[p] and members[p] != member]
             expected.append(bool(targets[place] and any(table[members[p], member] for p in before)))
-        hits = first_hits(members, starts, sources, targets, lambda one, other, t=table: t[one, other])
+
+        def alike(one: Array, other: Array, table: Array = table) -> Array:
+            return table[one, other]
+
+        hits = first_hits(members, starts, sources, targets, alike)
         assert hits.tolist() == expected
 
 

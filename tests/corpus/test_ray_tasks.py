@@ -47,6 +47,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 def test_killed_on_a_cluster_it_goes_on(
     cluster: str, tmp_path: Path, corpus_file: Path, bpe_folder: Path
@@ -82,6 +83,7 @@ def test_killed_on_a_cluster_it_goes_on(
     assert [path.name for path in output.parent.iterdir()] == ["c"]
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 def test_workers_that_die(cluster: str, tmp_path: Path) -> None:
     """Once, and the task is done again; always, and that is an error that says how to go on."""
@@ -112,6 +114,7 @@ def test_workers_that_die(cluster: str, tmp_path: Path) -> None:
             run(dies, folder, range(3), results.__setitem__)
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 def test_the_first_error_is_told(cluster: str, tmp_path: Path) -> None:
     """Not the one that comes first in time; and no more tasks begin after it."""

@@ -33,7 +33,7 @@ class OnError(StrEnum):
 
 
 class Engine(StrEnum):
-    """Where documents are tokenized."""
+    """Where the work is done."""
 
     PROCESSES = "processes"
     RAY = "ray"
@@ -100,7 +100,13 @@ def prepare(
     shard_tokens: Annotated[
         int, Option(min=1, help="Maximum number of tokens of a shard.")
     ] = 100_000_000,
-    engine: Annotated[Engine, Option(help="Where to tokenize.")] = Engine.PROCESSES,
+    engine: Annotated[
+        Engine,
+        Option(
+            help="processes: here; one reads, compares and writes. ray: workers do all of it, on "
+            "the cluster of RAY_ADDRESS or one that is started here."
+        ),
+    ] = Engine.PROCESSES,
     workers: Annotated[
         int | None,
         Option(min=1, help="Processes that work in parallel. Default: one for each core."),
@@ -163,6 +169,8 @@ def _progress(quiet: bool) -> Iterator[Callable[[CorpusProgress], None]]:
 
         def show(done: CorpusProgress) -> None:
             text = f"{done.documents:,} documents, {done.tokens:,} tokens"
+            if done.stage != "reading":
+                text = f"{text} ({done.stage})"
             bar.update(task, completed=done.done, total=done.size or None, description=text)
 
         yield show
