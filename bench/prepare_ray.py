@@ -8,8 +8,8 @@ makes, byte for byte. Shown are seconds of processor time, which do not depend o
 machine does: of the process that calls `prepare`, beyond starting Ray, and of Ray's workers. Its
 peak memory includes Ray's and pretune's libraries.
 
-The last line is a model and no measurement: 1 TB on 64 workers, by what the larger corpus took beyond
-the smaller one, with pieces of 128 MiB instead of 1 MiB.
+The last line is a model and no measurement: 1 TB on 64 workers, by what the larger corpus took
+beyond the smaller one, with pieces of 128 MiB instead of 1 MiB.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ PIECE, LARGE_PIECE = 2**20, 128 * 2**20
 def write_documents(path: Path, count: int) -> None:
     """Write so many paragraphs; those that come again have other words at every sixth place."""
     novels = sorted((Path(os.environ["PRETUNE_DATA"]) / "gutenberg-en").glob("*.txt"))
-    generator = random.Random(0)
+    generator = random.Random(0)  # noqa: S311
     paragraphs = [
         " ".join(paragraph.split())
         for novel in novels

@@ -105,7 +105,7 @@ def workers_here(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """`engine="ray"` runs its tasks in this process, with small parts of the work."""
 
     def choose(**sizes: int) -> None:
-        small = {"piece": 9000, "run": 500, "partition": 2000, "rest": 5, "states": 400, **sizes}
+        small = {"piece": 3000, "run": 100, "partition": 800, "rest": 5, "states": 150, **sizes}
         # Hundreds of small files, each flushed to the disk, would take minutes.
         monkeypatch.setattr(os, "fsync", lambda descriptor: None)
         monkeypatch.setattr(pipeline, "tasks_on_ray", tasks_here)

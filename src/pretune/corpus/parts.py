@@ -9,9 +9,9 @@ import shutil
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import closing
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -47,9 +47,9 @@ def write_part(
     counts: Counter[str] = Counter()
     dropped: Counter[str] = Counter()
     aside = folder / "aside"
-    writer = ShardWriter(folder, aside, encoder.settings.dtype, sys.maxsize)
     # Everything is written as it comes: how much a piece holds is not known before.
     with (
+        closing(ShardWriter(folder, aside, encoder.settings.dtype, sys.maxsize)) as writer,
         (folder / "digests.bin").open("wb") as digests,
         (folder / "signatures.bin").open("wb") as signatures,
         (folder / "details.bin").open("wb") as details,
@@ -66,11 +66,9 @@ def write_part(
                 if document.signature is not None:
                     signatures.write(document.signature.astype("<u4", copy=False).tobytes())
                 details.write(_details(document, unknown))
-    writer.finish()
-    writer.close()
+        writer.finish()
     shutil.rmtree(aside)
     write_runs(folder, "exact", _exact_records(folder, run))
-    # The positions of a shard are checked where it is read.
     shard = writer.shards[0] if writer.shards else None
     total = shard["documents"] if shard else 0
     tokens = shard["tokens"] if shard else 0
@@ -189,13 +187,3 @@ class PartRows:
             rows = self._rows(self.folders[part] / name, dtype, width)
             gathered[which] = rows[numbers[which] - self.starts[part]]
         return gathered
-
-
-def total_counts(results: Iterable[Result]) -> dict[str, Any]:
-    """The sums of what was counted in parts."""
-    counts: Counter[str] = Counter()
-    dropped: Counter[str] = Counter()
-    for result in results:
-        counts.update(result["counts"])
-        dropped.update(result["dropped"])
-    return {"counts": counts, "dropped": dropped}

@@ -85,8 +85,9 @@ def _found_anywhere(source: CorpusSource) -> CorpusSource:
     if source.kind == "hub" or is_url(source.name):
         return source
     # A pipe can be read only once and here: others read its copy.
-    name = spooled(source.name) if is_passing(source.name) else source.name
-    return replace(source, name=os.path.abspath(name))
+    passing = is_passing(source.name)
+    name = os.path.realpath(spooled(source.name)) if passing else os.path.abspath(source.name)
+    return replace(source, name=name)
 
 
 def _parts(source: CorpusSource, options: ReadingOptions, piece_bytes: int) -> list[SourcePart]:

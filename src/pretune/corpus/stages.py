@@ -15,6 +15,7 @@ import shutil
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -281,22 +282,22 @@ def write_shard(laid: _Laid, task: _ShardTask) -> Result:
 
     def write(folder: Path) -> Result:
         made = folder / "made"
-        writer = ShardWriter(made, folder / "aside", job.encoder.dtype, sys.maxsize)
-        for number in range(task.first[0], min(task.last[0] + 1, len(parts.starts) - 1)):
-            rows = _kept_numbers(parts, number, f"rows-{task.split}.bin")
-            start = task.first[1] if number == task.first[0] else 0
-            stop = task.last[1] if number == task.last[0] else len(rows)
-            if start < stop:
-                part = Part(parts.folder("parts", number), job.encoder.dtype)
-                _copy(part.shard(verify=True), np.array(rows[start:stop]), writer)
-        writer.finish()
-        writer.close()
+        aside = folder / "aside"
+        with closing(ShardWriter(made, aside, job.encoder.dtype, sys.maxsize)) as writer:
+            for number in range(task.first[0], min(task.last[0] + 1, len(parts.starts) - 1)):
+                rows = _kept_numbers(parts, number, f"rows-{task.split}.bin")
+                start = task.first[1] if number == task.first[0] else 0
+                stop = task.last[1] if number == task.last[0] else len(rows)
+                if start < stop:
+                    part = Part(parts.folder("parts", number), job.encoder.dtype)
+                    _copy(part.shard(verify=True), np.array(rows[start:stop]), writer)
+            writer.finish()
         # First the files get their places, then the task is done: again, it writes the same.
         name = shard_name(task.number)
         for end in ENDS:
             target = job.split_folder(task.split) / (name + end)
             os.replace(made / (shard_name(0) + end), target)
-        for path in (made, folder / "aside"):
+        for path in (made, aside):
             shutil.rmtree(path)
         return {**writer.shards[0], "name": name}
 
