@@ -202,7 +202,7 @@ def test_many_files_of_all_kinds(tmp_path: Path, bpe_folder: Path, workers_here:
     folder = tmp_path / "texts"
     folder.mkdir()
     for number in range(30):
-        (folder / f"{number:02}.txt").write_text("\n\n".join(lines(number)), encoding="utf-8")
+        (folder / f"{number:02}.txt").write_text("\n\n".join(lines(number + 1)), encoding="utf-8")
     with gzip.open(folder / "05.jsonl.gz", "wt", encoding="utf-8") as handle:
         handle.writelines(json.dumps({"text": text}) + "\n" for text in lines(900))
     (folder / "06.md").write_bytes(b"")
@@ -303,8 +303,9 @@ def test_the_first_bad_line_is_named(
 
 
 def test_an_error_at_once_leaves_nothing(
-    tmp_path: Path, bpe_folder: Path, workers_here: Any
+    tmp_path: Path, bpe_folder: Path, workers_here: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(pipeline, "_LEAST_PIECE", 100)
     (tmp_path / "t.txt").write_bytes(b"fine\n\n\xff")
     with pytest.raises(DataError, match="line 3"):
         prepare([tmp_path / "t.txt"], bpe_folder, tmp_path / "c", engine="ray")

@@ -108,7 +108,8 @@ def band_keys(values: Array, bands: int, rows: int) -> Array:
     Bands of different numbers have different hashes.
     """
     banded = values[:, : bands * rows].reshape(len(values), bands, rows)
-    keys: Array = np.broadcast_to(np.arange(1, bands + 1, dtype=np.uint64), banded.shape[:2])
+    # The number of the band is mixed first, or it would only change a value a little.
+    keys = np.broadcast_to(_mixed(np.arange(bands, dtype=np.uint64)), banded.shape[:2])
     for row in range(rows):
         keys = _mixed(keys ^ banded[:, :, row])
     return keys
