@@ -24,7 +24,6 @@ from pretune.host import usable_cores
 _MORE_TRIES = 2
 #: A folder of a network may show a new file late: how often, and after how many seconds, to look.
 _LOOKS, _BETWEEN = 5, 1.0
-_AGAIN = "The same command goes on where it stopped."
 
 
 class _Stage(NamedTuple):
@@ -157,7 +156,8 @@ def _outcome(ray: Any, ref: Any) -> Result | Exception:
         reason = str(error).strip().split("\n")[0]
         return _WorkerError(
             f"Ray workers died at the same task, perhaps for lack of memory: {reason}",
-            f"{_AGAIN} Use fewer --workers, or machines with more memory.",
+            "The same command goes on where it stopped; use fewer --workers, or machines with more "
+            "memory.",
         )
 
 
