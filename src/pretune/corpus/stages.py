@@ -107,14 +107,14 @@ def make_corpus(job: Job, pieces: Sequence[Piece], run: RunTasks, report: Report
     # 1. Parts: how many documents each has, gives them their numbers.
     made, documents = Made(), [0] * len(pieces)
     sizes = [sum(part.size for part in piece) for piece in pieces]
-    done = Counter[str]()
+    read = Counter[str]()
 
     def encoded(number: int, result: Result) -> None:
         documents[number] = result["documents"]
         made.counts.update(result["counts"])
         made.dropped.update(result["dropped"])
-        done.update(bytes=sizes[number], documents=result["documents"], tokens=result["tokens"])
-        report("reading", done["bytes"], sum(sizes), done["documents"], done["tokens"])
+        read.update(bytes=sizes[number], documents=result["documents"], tokens=result["tokens"])
+        report("reading", read["bytes"], sum(sizes), read["documents"], read["tokens"])
 
     run(encode_piece, job, list(enumerate(pieces)), encoded)
     if made.counts["bad_lines"]:
@@ -124,12 +124,12 @@ def make_corpus(job: Job, pieces: Sequence[Piece], run: RunTasks, report: Report
     seen = Counter[str]()
 
     def compare(
-        function: Any, shared: Any, tasks: Sequence[Any], then: Callable[[int, Result], None]
+        function: Any, shared: Any, tasks: Sequence[Any], done: Callable[[int, Result], None]
     ) -> None:
         def reported(number: int, result: Result) -> None:
-            then(number, result)
+            done(number, result)
             seen["tasks"] += 1
-            report("duplicates", seen["tasks"], 0, done["documents"], done["tokens"])
+            report("duplicates", seen["tasks"], 0, read["documents"], read["tokens"])
 
         run(function, shared, tasks, reported)
 
