@@ -74,7 +74,7 @@ def prepare_once(source: Path, output: Path, workers: int) -> None:
     """Prepare a corpus and print what it took; `workers` 0 is the single process."""
     from pretune.corpus import pipeline
     from pretune.corpus.pipeline import CorpusProgress, Settings, prepare
-    from pretune.corpus.staged import Sizes
+    from pretune.corpus.staged import WorkSizes
 
     settings = Settings(near_duplicates=NEAR, validation=0.01, shard_tokens=1_000_000)
     seen = {"tasks": 0, "workers": 0.0}
@@ -82,7 +82,7 @@ def prepare_once(source: Path, output: Path, workers: int) -> None:
         import ray
 
         ray.init(num_cpus=workers, include_dashboard=False, log_to_driver=False)
-        pipeline.SIZES = Sizes(piece=PIECE)
+        pipeline.SIZES = WorkSizes(piece=PIECE)
 
     def watch(progress: CorpusProgress) -> None:
         seen["tasks"] += 1

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer as RustTokenizer
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from pretune.corpus import pipeline
-from pretune.corpus.staged import Result, RunTasks, Sizes
+from pretune.corpus.staged import Result, RunTasks, WorkSizes
 from pretune.errors import PretuneError
 
 TEXTS = [
@@ -111,7 +111,7 @@ def workers_here(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         monkeypatch.setattr(pipeline, "tasks_on_ray", tasks_here)
         monkeypatch.setattr(pipeline, "cluster_size", lambda: 1)
         monkeypatch.setattr(pipeline, "_LEAST_PIECE", 1)
-        monkeypatch.setattr(pipeline, "SIZES", Sizes(**small))
+        monkeypatch.setattr(pipeline, "SIZES", WorkSizes(**small))
 
     choose()
     return choose

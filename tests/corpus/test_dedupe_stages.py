@@ -13,7 +13,7 @@ from pretune.corpus import dedupe_stages, parts
 from pretune.corpus.dedupe import DIGEST_BYTES, PERMUTATIONS, Duplicates, lsh_bands
 from pretune.corpus.dedupe_stages import Verdicts, first_hits, mark_duplicates
 from pretune.corpus.parts import EXACT, band_keys
-from pretune.corpus.staged import Sizes, make, read_partition, task_folder, write_runs
+from pretune.corpus.staged import WorkSizes, make, read_partition, task_folder, write_runs
 from pretune.data.arrays import Array
 from tests.corpus.conftest import run_here
 
@@ -53,7 +53,7 @@ def on_disk(
     documents: list[tuple[bytes, Array]],
     exact: bool,
     near: float | None,
-    sizes: Sizes,
+    sizes: WorkSizes,
     lengths: list[int],
 ) -> tuple[list[bool], dict[str, int], int]:
     """What stays, counts by reason, and rounds; the documents are in parts of these lengths."""
@@ -84,7 +84,7 @@ def test_the_same_documents_stay(
     documents = chains(generator, 400, changes=int(PERMUTATIONS * (1 - near) * 1.2) + 2)
     cuts = sorted(generator.choices(range(401), k=6))
     lengths = np.diff([0, *cuts, 400]).tolist()
-    sizes = Sizes(1, generator.choice([50, 10**6]), 900, generator.choice([3, 40]), 130)
+    sizes = WorkSizes(1, generator.choice([50, 10**6]), 900, generator.choice([3, 40]), 130)
     reasons = in_memory(documents, exact, near)
     kept, counts, rounds = on_disk(tmp_path, documents, exact, near, sizes, lengths)
     assert kept == [reason is None for reason in reasons]
@@ -102,7 +102,7 @@ def test_equal_documents_only(tmp_path: Path, near: float | None) -> None:
     documents = [(key, values + np.uint32(1000 * key[0])) for key in keys]
     reasons = in_memory(documents, True, near)
     kept, counts, _ = on_disk(
-        tmp_path, documents, True, near, Sizes(run=7, partition=9), [30, 0, 70]
+        tmp_path, documents, True, near, WorkSizes(run=7, partition=9), [30, 0, 70]
     )
     assert kept == [reason is None for reason in reasons]
     assert counts == {"duplicate": reasons.count("duplicate")}
@@ -110,7 +110,7 @@ def test_equal_documents_only(tmp_path: Path, near: float | None) -> None:
 
 def test_nothing_at_all(tmp_path: Path) -> None:
     for near in (None, 0.8):
-        kept, counts, _ = on_disk(tmp_path / str(near), [], True, near, Sizes(), [0, 0])
+        kept, counts, _ = on_disk(tmp_path / str(near), [], True, near, WorkSizes(), [0, 0])
         assert (kept, counts) == ([], {})
 
 
@@ -125,7 +125,7 @@ def test_a_long_chain_takes_few_rounds_for_the_size_of_the_rest(tmp_path: Path) 
         documents.append((number.to_bytes(DIGEST_BYTES, "big"), values))
     reasons = in_memory(documents, True, 0.8)
     assert reasons == [None, "near-duplicate"] * 60
-    kept, _, rounds = on_disk(tmp_path, documents, True, 0.8, Sizes(rest=30), [50, 70])
+    kept, _, rounds = on_disk(tmp_path, documents, True, 0.8, WorkSizes(rest=30), [50, 70])
     assert kept == [True, False] * 60
     assert rounds <= 6
 
@@ -179,7 +179,7 @@ def test_a_bucket_does_not_make_documents_alike(
     assert np.mean(values == other) > 0.6
     documents = [(b"a" * DIGEST_BYTES, values), (b"b" * DIGEST_BYTES, other)]
     assert in_memory(documents, True, 0.5) == [None, None]
-    assert on_disk(tmp_path, documents, True, 0.5, Sizes(), [2])[0] == [True, True]
+    assert on_disk(tmp_path, documents, True, 0.5, WorkSizes(), [2])[0] == [True, True]
 
 
 def test_band_keys_are_equal_for_equal_bands_only() -> None:

@@ -36,11 +36,11 @@ DRIVER = """
 import sys
 from pretune.corpus import pipeline
 from pretune.corpus.pipeline import Settings, prepare
-from pretune.corpus.staged import Sizes
+from pretune.corpus.staged import WorkSizes
 
 source, tokenizer, output = sys.argv[1:]
 pipeline._LEAST_PIECE = 1
-pipeline.SIZES = Sizes(piece=20_000)
+pipeline.SIZES = WorkSizes(piece=20_000)
 settings = Settings(shard_tokens=20_000, validation=0.1, near_duplicates=0.9)
 if __name__ == "__main__":
     prepare([source], tokenizer, output, settings, engine="ray", workers=1)

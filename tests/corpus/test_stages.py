@@ -444,13 +444,13 @@ KILLED = """
 import os, signal, sys
 from pretune.corpus import pipeline
 from pretune.corpus.pipeline import Settings, prepare
-from pretune.corpus.staged import Sizes
+from pretune.corpus.staged import WorkSizes
 from tests.corpus.conftest import tasks_here
 
 source, tokenizer, output, *stages = sys.argv[1:]
 pipeline.tasks_on_ray, pipeline.cluster_size = tasks_here, lambda: 1
 pipeline._LEAST_PIECE = 1
-pipeline.SIZES = Sizes(piece=3000, run=100, partition=800, rest=5, states=150)
+pipeline.SIZES = WorkSizes(piece=3000, run=100, partition=800, rest=5, states=150)
 settings = Settings(shard_tokens=1500, validation=0.1, near_duplicates=0.5)
 os.fsync = lambda descriptor: None
 rename, replace = os.rename, os.replace

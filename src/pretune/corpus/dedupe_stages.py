@@ -28,7 +28,7 @@ from pretune.corpus.parts import EXACT, PartRows, band_keys
 from pretune.corpus.staged import (
     Result,
     RunTasks,
-    Sizes,
+    WorkSizes,
     make,
     numbers_between,
     read_partition,
@@ -52,7 +52,7 @@ class Parts:
     """What all tasks know."""
 
     work: Path  # the folder of all stages
-    sizes: Sizes
+    sizes: WorkSizes
     starts: Array  # `[parts + 1]` the number of the first document of each part, and of all
     exact: bool  # whether equal documents are dropped
     near: float | None  # the threshold of similarity
@@ -98,7 +98,7 @@ class Parts:
 
 
 def mark_duplicates(
-    work: Path, sizes: Sizes, starts: Array, exact: bool, near: float | None, run: RunTasks
+    work: Path, sizes: WorkSizes, starts: Array, exact: bool, near: float | None, run: RunTasks
 ) -> tuple[Parts, dict[str, int]]:
     """Decide which documents stay; `Verdicts` then tells them.
 

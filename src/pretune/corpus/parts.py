@@ -124,7 +124,7 @@ def _mixed(values: Array) -> Array:
     return mixed
 
 
-class Part:
+class CorpusPart:
     """A finished part."""
 
     def __init__(self, folder: Path, dtype: str) -> None:

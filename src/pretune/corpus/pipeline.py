@@ -30,7 +30,7 @@ from pretune.corpus.encode import Cleaning, EncodedDocument, EncoderSettings
 from pretune.corpus.executors import DocumentBatch, encode_batches
 from pretune.corpus.pieces import plan_pieces
 from pretune.corpus.ray_tasks import cluster_size, tasks_on_ray
-from pretune.corpus.staged import Sizes, clean_up
+from pretune.corpus.staged import WorkSizes, clean_up
 from pretune.corpus.stages import Job, make_corpus
 from pretune.corpus.store import (
     CORPUS_MANIFEST,
@@ -55,7 +55,7 @@ NOTE_SECONDS = 5.0
 #: The engines: one process reads, decides and writes, while others encode; or workers do all.
 ENGINES = ("processes", "ray")
 #: How large the parts of the work of the workers are.
-SIZES = Sizes()
+SIZES = WorkSizes()
 #: Pieces of the sources are at least this large, and so many for each worker if they can.
 _LEAST_PIECE = 2**20
 _PIECES_EACH = 4
@@ -347,7 +347,7 @@ class _Preparation:
                 piece = min(max(piece, _LEAST_PIECE), SIZES.piece)
                 state = {"sizes": asdict(replace(SIZES, piece=piece))}
                 self.journal.write(self.identity, state)
-            sizes = Sizes(**state["sizes"])
+            sizes = WorkSizes(**state["sizes"])
             clean_up(work)
             job = Job(
                 work,

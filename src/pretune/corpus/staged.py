@@ -26,7 +26,7 @@ Result = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Sizes:
+class WorkSizes:
     """How large the parts of the work are; no size changes the corpus."""
 
     piece: int = 128 * 2**20  # bytes of the sources in a piece

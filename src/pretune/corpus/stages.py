@@ -26,12 +26,12 @@ import numpy as np
 from pretune.corpus.dedupe_stages import Parts, Verdicts, mark_duplicates
 from pretune.corpus.documents import ReadingOptions
 from pretune.corpus.encode import CLEANING_STEPS, EncodedDocument, Encoder, EncoderSettings
-from pretune.corpus.parts import Part, write_part
+from pretune.corpus.parts import CorpusPart, write_part
 from pretune.corpus.pieces import Piece, piece_documents
 from pretune.corpus.staged import (
     Result,
     RunTasks,
-    Sizes,
+    WorkSizes,
     make,
     rows_of,
     task_folder,
@@ -51,7 +51,7 @@ class Job:
 
     work: Path  # the folder of all stages
     out: Path  # the corpus to be
-    sizes: Sizes
+    sizes: WorkSizes
     reading: ReadingOptions
     encoder: EncoderSettings
     unknown: int | None  # the id of the unknown token
@@ -194,7 +194,7 @@ def select_documents(laid: _Laid, number: int) -> Result:
     job, parts = laid
 
     def select(folder: Path) -> Result:
-        part = Part(parts.folder("parts", number), job.encoder.dtype)
+        part = CorpusPart(parts.folder("parts", number), job.encoder.dtype)
         first, last = int(parts.starts[number]), int(parts.starts[number + 1])
         kept = Verdicts(parts).kept(first, last)
         held = part.held_back(job.validation)
@@ -289,7 +289,7 @@ def write_shard(laid: _Laid, task: _ShardTask) -> Result:
                 start = task.first[1] if number == task.first[0] else 0
                 stop = task.last[1] if number == task.last[0] else len(rows)
                 if start < stop:
-                    part = Part(parts.folder("parts", number), job.encoder.dtype)
+                    part = CorpusPart(parts.folder("parts", number), job.encoder.dtype)
                     _copy(part.shard(verify=True), np.array(rows[start:stop]), writer)
             writer.finish()
         # First the files get their places, then the task is done: again, it writes the same.
