@@ -488,8 +488,10 @@ def test_killed_in_every_stage_it_is_the_same(
     stages = [
         *("parts:before", "parts:after", "equal:after", "bands:before", "buckets-1:before"),
         *("buckets-1:after", "states-1:after", "buckets-2:before", "states-2:before"),
-        *("rest-2:before", "rest-2:after", "kept:before", "layout:after", "out/shard:after"),
-        *("shards-train:after", "shards-validation:before", "out/corpus.json:before"),
+        *("rest-2:before", "rest-2:after", "kept:before", "layout:after"),
+        # The tasks run from the last to the first here.
+        *("shards-validation:before", "out/shard:after", "shards-train:after"),
+        "out/corpus.json:before",
     ]
     (tmp_path / "out").mkdir()
     output = tmp_path / "out" / "c"
