@@ -111,7 +111,7 @@ class PageService(InProcess):
     ) -> AsyncGenerator[Piece, None]:
         self.prompts.append((prompt, decoding))
         told = prompt if isinstance(prompt, str) else prompt[-1]["content"]
-        if told != "for ever":
+        if told not in ("for ever", "a flood"):
             more: dict[str, Any] = {"template": template, "open_ended": open_ended}
             whole = super().generate(model, prompt, decoding, samples=samples, **more)
             async for piece in whole:
@@ -120,7 +120,7 @@ class PageService(InProcess):
         try:
             while True:
                 yield Piece(0, f"{NASTY} ", tokens=(1,), prompt_tokens=2)
-                await asyncio.sleep(0.005)
+                await asyncio.sleep(0.005 if told == "for ever" else 0)
         finally:
             self.closed += 1
 
@@ -471,6 +471,21 @@ def test_a_conversation_is_remembered_until_a_new_one(visits: Any, service: Page
     box.fill("bad?")
     box.press("Enter")
     wait_until(lambda: service.prompts[-1][0] == [system, {"role": "user", "content": "bad?"}])
+
+
+def test_a_reply_that_comes_faster_than_it_can_be_shown_is_stopped(
+    visits: Any, service: PageService
+) -> None:
+    visit, before = visits(), service.closed
+    visit.go("chat/chat")
+    box = visit.shown("[name=message]")
+    box.fill("a flood")
+    box.press("Enter")
+    visit.until("document.querySelector('[aria-busy]')?.textContent.length > 100_000")
+    visit.page.keyboard.press("Escape")
+    visit.until("document.querySelector('[role=tabpanel] .status').textContent === 'Stopped.'")
+    wait_until(lambda: service.closed == before + 1)
+    assert visit.texts(".turn.assistant .prose")[0].startswith(NASTY)
 
 
 def test_a_new_conversation_ends_the_reply_that_is_being_written(

@@ -28,20 +28,36 @@ function settings() {
   return { node, values };
 }
 
+// Milliseconds between two moments at which what came is shown. To lay a long text out takes time: at
+// each token, a slow machine would fall behind a fast generator, and hear no click any more.
+const SHOWN_EVERY = 30;
+
 /** Write what comes of a request into an element; return what to say when it is over. */
 async function stream(path, body, signal, node) {
   const began = performance.now();
-  let count = 0, finish = "stop";
+  let count = 0, finish = "stop", held = "", last = 0, timer = null;
+  const show = () => {
+    clearTimeout(timer);
+    timer = null;
+    if (held) node.append(held);
+    held = "";
+  };
   node.setAttribute("aria-busy", "true");  // read out when it is whole
   try {
     const whole = { ...body, stream_options: { include_usage: true } };
     for await (const { choices: [choice], usage } of events(path, whole, signal)) {
       const part = choice?.text ?? choice?.delta?.content;
-      if (part) node.append(part);
+      if (part) held += part;
       finish = choice?.finish_reason ?? finish;
       count = usage?.completion_tokens ?? count;
+      if (performance.now() - last > SHOWN_EVERY) {
+        show();
+        await new Promise(done => setTimeout(done));  // the person's turn
+        last = performance.now();
+      } else timer ??= setTimeout(show, SHOWN_EVERY);
     }
   } finally {
+    show();
     node.removeAttribute("aria-busy");
   }
   const seconds = Math.round((performance.now() - began) / 100) / 10;
