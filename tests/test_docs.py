@@ -121,7 +121,7 @@ def test_the_commands_of_the_front_pages_can_be_typed(name: str) -> None:
     group = get_command(app)
     assert isinstance(group, TyperGroup)
     for line in typed:
-        words = shlex.split(line)[1:]
+        words = shlex.split(line.partition(" > ")[0])[1:]
         with group.make_context("pretune", words) as context:
             _, command, rest = group.resolve_command(context, words)
             assert command is not None

@@ -146,31 +146,36 @@ def make_corpus(job: Job, pieces: Sequence[Piece], run: RunTasks, report: Report
     run(select_documents, laid, range(len(pieces)), selected)
     if not made.kept["train"]:
         return made
+    _write_shards(laid, len(pieces), made, run, report)
+    return made
+
+
+def _write_shards(laid: _Laid, pieces: int, made: Made, run: RunTasks, report: Report) -> None:
+    """Decide where shards begin, write them, and note what they hold."""
+    splits = laid.job.splits
     begins: Result = {}
     run(lay_out, laid, [0], lambda number, result: begins.update(result))
     tasks = [
         _ShardTask(split, number, tuple(first), tuple(last))
-        for split in job.splits
+        for split in splits
         for number, (first, last) in enumerate(
-            zip(begins[split], [*begins[split][1:], (len(pieces), 0)], strict=True)
+            zip(begins[split], [*begins[split][1:], (pieces, 0)], strict=True)
         )
     ]
     entries: list[Result] = [{} for _ in tasks]
 
     def written(number: int, result: Result) -> None:
         entries[number] = result
-        seen["shards"] += 1
         kept, tokens = made.counts["documents"], made.counts["tokens"]
-        report("writing", seen["shards"], len(tasks), kept, tokens)
+        report("writing", sum(map(bool, entries)), len(tasks), kept, tokens)
 
-    for split in job.splits:
-        job.split_folder(split).mkdir(parents=True, exist_ok=True)
+    for split in splits:
+        laid.job.split_folder(split).mkdir(parents=True, exist_ok=True)
     run(write_shard, laid, tasks, written)
-    for split in job.splits:
+    for split in splits:
         made.shards[split] = [
             entry for task, entry in zip(tasks, entries, strict=True) if task.split == split
         ]
-    return made
 
 
 @cache

@@ -110,6 +110,9 @@ class Journal:
 
     def publish(self, output: Path) -> None:
         """Give the finished corpus its name."""
+        # A kill leaves what was being written under another name.
+        for path in self.out.rglob(".*.tmp"):
+            path.unlink()
         # Everything is on the disk before the name appears.
         for path in [*self.out.rglob("*"), self.out]:
             sync_path(path)
