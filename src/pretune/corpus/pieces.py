@@ -13,6 +13,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import BinaryIO
 
 from pretune.corpus.documents import (
@@ -98,13 +99,19 @@ def _parts(source: CorpusSource, options: ReadingOptions, piece_bytes: int) -> l
             if source.kind == "parquet":
                 spans = _row_groups(source, count)
             elif source.kind != "hub" and _mark(source, options) and not _is_packed(source):
-                edges = [source.size * i // count for i in range(count + 1)]
-                spans = [Span(edges[i], edges[i + 1]) for i in range(count)]
+                spans = [Span(*edges) for edges in pairwise(_even_edges(source.size, count))]
         except (DataError, OSError):
             spans = []  # whoever reads it says what is wrong, when its turn comes
     if len(spans) < 2:
         return [SourcePart(source, None, source.size)]
-    return [SourcePart(source, span, source.size // len(spans)) for span in spans]
+    edges = pairwise(_even_edges(source.size, len(spans)))
+    sizes = [after - before for before, after in edges]
+    return [SourcePart(source, *part) for part in zip(spans, sizes, strict=True)]
+
+
+def _even_edges(size: int, count: int) -> list[int]:
+    """Where `count` parts begin that together are `size`, and the end."""
+    return [size * i // count for i in range(count + 1)]
 
 
 def _mark(source: CorpusSource, options: ReadingOptions) -> re.Pattern[bytes] | None:
