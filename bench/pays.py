@@ -24,7 +24,6 @@ import csv
 import json
 import os
 import statistics
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,7 +34,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 sys.path.insert(0, str(Path(__file__).parent))
 from machine import machine, parse, shown
-from trained import run
+from trained import run, told
 
 #: Of each language the files that are read, how often, and of how many of their documents each
 #: time: the texts that are like those of the tasks are few, and read more often.
@@ -170,15 +169,6 @@ def models(language: str, output: Path, steps: int) -> dict[str, Path]:
         "pre-trained": run(output, "pre-trained", "modernbert-pretrain", whole),
     }
     return {name: folder / "best" for name, folder in made.items()}
-
-
-def told(folder: Path, command: str, source: Path, *options: str) -> None:
-    """Let a command write a folder, unless it is there."""
-    if not folder.exists():
-        words = [command, str(source), *options, "--output", str(folder)]
-        done = subprocess.run([sys.executable, "-m", "pretune", *words], check=False)
-        if done.returncode:
-            raise SystemExit(f"pretune {' '.join(words)} failed")
 
 
 def write_texts(language: str, folder: Path) -> None:

@@ -31,7 +31,6 @@ import json
 import os
 import random
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -47,7 +46,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 from clock import settle
 from machine import parse, table
-from trained import run
+from trained import run, told
 
 import pretune
 from pretune.training.callbacks import Callback, Moment
@@ -181,15 +180,6 @@ def with_unlabelled(source: Path, target: Path, parts: int, mixed: int) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text("\n".join([names, *rows, *new]) + "\n", encoding="utf-8")
     return target
-
-
-def told(folder: Path, command: str, source: Path, *options: str) -> None:
-    """Let a command write a folder, unless it is there."""
-    if not folder.exists():
-        words = [command, str(source), *options, "--output", str(folder)]
-        done = subprocess.run([sys.executable, "-m", "pretune", *words], check=False)
-        if done.returncode:
-            raise SystemExit(f"pretune {' '.join(words)} failed")
 
 
 # Measuring

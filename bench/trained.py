@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,6 +23,15 @@ def run(output: Path, name: str, recipe: str, settings: Mapping[str, Any]) -> Pa
         pretune.train(recipe, {**settings, "output": str(folder)})
         print(f"{name}: {time.perf_counter() - began:.0f} s", flush=True)
     return folder
+
+
+def told(folder: Path, command: str, source: Path, *options: str) -> None:
+    """Let a command write a folder, unless it is there."""
+    if not folder.exists():
+        words = [command, str(source), *options, "--output", str(folder)]
+        done = subprocess.run([sys.executable, "-m", "pretune", *words], check=False)
+        if done.returncode:
+            raise SystemExit(f"pretune {' '.join(words)} failed")
 
 
 def placed(value: Any, output: Path) -> Any:
