@@ -340,7 +340,14 @@ def stop_at(stage: str) -> Callable[[CorpusProgress], None]:
     return watch
 
 
-def unfinished(tmp_path: Path, texts_file: Path, bpe_folder: Path, stage: str = "writing") -> Path:
+def unfinished(
+    tmp_path: Path,
+    texts_file: Path,
+    bpe_folder: Path,
+    stage: str = "writing",
+    engine: str = "ray",
+    workers: int | None = None,
+) -> Path:
     """An output of which the work stopped in a stage."""
     with pytest.raises(StopError):
         prepare(
@@ -348,7 +355,8 @@ def unfinished(tmp_path: Path, texts_file: Path, bpe_folder: Path, stage: str = 
             bpe_folder,
             tmp_path / "c",
             SMALL,
-            engine="ray",
+            engine=engine,
+            workers=workers,
             on_progress=stop_at(stage),
         )
     return tmp_path / "c"
@@ -365,16 +373,7 @@ def test_another_engine_does_not_go_on(
 ) -> None:
     monkeypatch.setattr(pipeline, "NOTE_SECONDS", 0)
     other = "ray" if engine == "processes" else "processes"
-    with pytest.raises(StopError):
-        prepare(
-            [texts_file],
-            bpe_folder,
-            tmp_path / "c",
-            SMALL,
-            engine=other,
-            workers=1,
-            on_progress=stop_at("reading"),
-        )
+    unfinished(tmp_path, texts_file, bpe_folder, "reading", other, workers=1)
     with pytest.raises(DataError, match=r"unfinished corpus with another engine(.|\n)*--restart"):
         prepare([texts_file], bpe_folder, tmp_path / "c", SMALL, engine=engine, workers=1)
     prepare([texts_file], bpe_folder, tmp_path / "c", SMALL, engine=engine, workers=1, restart=True)

@@ -473,15 +473,21 @@ def test_a_conversation_is_remembered_until_a_new_one(visits: Any, service: Page
     wait_until(lambda: service.prompts[-1][0] == [system, {"role": "user", "content": "bad?"}])
 
 
+def begun(visit: Visit, message: str, length: int) -> Any:
+    """Begin a conversation, of whose reply so many characters are there; the box to write in."""
+    visit.go("chat/chat")
+    box = visit.shown("[name=message]")
+    box.fill(message)
+    box.press("Enter")
+    visit.until(f"document.querySelector('[aria-busy]')?.textContent.length > {length}")
+    return box
+
+
 def test_a_reply_that_comes_faster_than_it_can_be_shown_is_stopped(
     visits: Any, service: PageService
 ) -> None:
     visit, before = visits(), service.closed
-    visit.go("chat/chat")
-    box = visit.shown("[name=message]")
-    box.fill("a flood")
-    box.press("Enter")
-    visit.until("document.querySelector('[aria-busy]')?.textContent.length > 100_000")
+    begun(visit, "a flood", 100_000)
     visit.page.keyboard.press("Escape")
     visit.until("document.querySelector('[role=tabpanel] .status').textContent === 'Stopped.'")
     wait_until(lambda: service.closed == before + 1)
@@ -492,11 +498,7 @@ def test_a_new_conversation_ends_the_reply_that_is_being_written(
     visits: Any, service: PageService
 ) -> None:
     visit, before = visits(), service.closed
-    visit.go("chat/chat")
-    box = visit.shown("[name=message]")
-    box.fill("for ever")
-    box.press("Enter")
-    visit.until("document.querySelector('[aria-busy]')?.textContent.length > 200")
+    box = begun(visit, "for ever", 200)
     visit.press("New chat")
     wait_until(lambda: service.closed == before + 1)
     visit.page.get_by_role("button", name="Send").wait_for()
