@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +38,16 @@ def test_every_page_is_there_and_no_link_is_broken(builder: Any, tmp_path: Path)
     assert 'href="walkthroughs/align.html"' in page
     page = (site / "source/src/pretune/models/layers.py.html").read_text(encoding="utf-8")
     assert 'id="SelfAttention"' in page
+
+
+def test_the_reference_shows_one_signature_of_an_overloaded_function(tmp_path: Path) -> None:
+    (tmp_path / "index.rst").write_text("A\n=\n\n.. autofunction:: pretune.load\n")
+    words = ["-q", "-c", str(ROOT / "docs/site"), str(tmp_path), str(tmp_path / "out")]
+    env = {**os.environ, "PRETUNE_SITE_LANGUAGE": "en"}
+    subprocess.run([sys.executable, "-m", "sphinx", *words], env=env, check=True, timeout=300)
+    page = (tmp_path / "out/index.html").read_text(encoding="utf-8")
+    assert page.count('<dt class="sig ') == 1
+    assert "attention_dropout" in page
 
 
 def test_a_broken_link_is_noticed(builder: Any, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from itertools import pairwise
 from typing import Any
 
 from sphinx.domains.python import PythonDomain
+from sphinx.pycode import ModuleAnalyzer
 from sphinx.search.zh import SearchChinese
 from typing_extensions import override
 
@@ -114,6 +115,15 @@ class QuickPythonDomain(PythonDomain):
         return super().find_obj(env, modname, classname, name, type, searchmode)
 
 
+_analyze = ModuleAnalyzer.analyze
+
+
+def _without_overloads(analyzer: ModuleAnalyzer) -> None:
+    """Let a function have one signature: its overloads differ in a type or two of twenty lines."""
+    _analyze(analyzer)
+    analyzer.overloads = {}
+
+
 def _other_language(
     app: Any, pagename: str, templatename: str, context: dict[str, Any], doctree: Any
 ) -> None:
@@ -129,4 +139,5 @@ def setup(app: Any) -> None:
     """Sphinx calls this."""
     app.add_search_language(ChineseByPairs)
     app.add_domain(QuickPythonDomain, override=True)
+    ModuleAnalyzer.analyze = _without_overloads  # type: ignore[method-assign]
     app.connect("html-page-context", _other_language)
