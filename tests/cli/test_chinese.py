@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,14 @@ def test_the_help_of_a_command() -> None:
     assert "示例：" in shown
     assert "[默认：" in shown
     assert "pretune train" in shown
+
+
+@pytest.mark.parametrize("command", ["prepare", "embed", "tokenizer"])
+def test_no_sentence_of_a_help_page_is_cut(command: str) -> None:
+    # A Chinese sentence has no spaces: what lays out tables took it for a word too long to show.
+    with speaking("zh"):
+        shown = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "100"}).output
+    assert not re.search("(?<!…)… *│", shown)
 
 
 @pytest.mark.parametrize(

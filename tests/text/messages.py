@@ -38,8 +38,8 @@ CORE = "core"
 SINKS: dict[str, tuple[tuple[int, ...], tuple[str, ...]]] = {
     "PretuneError": ((0, 1), ("message", "hint")),
     "BadParameter": ((0,), ("message",)),
-    "Option": ((), ("help",)),
-    "Argument": ((), ("help",)),
+    "Option": ((), ("help", "rich_help_panel")),
+    "Argument": ((), ("help", "rich_help_panel")),
     "Typer": ((), ("help", "epilog")),
     "Mistake": ((0, 1), ()),
     "WrongValueError": ((0,), ()),
@@ -170,6 +170,8 @@ PYDANTIC = (
     "should have at least {0} items after validation, not {1}",
     "should have at most {0} items after validation, not {1}",
 )
+#: What stands behind an example of the help page of a command.
+EXAMPLE_NOTE = re.compile(r" {2,}\((.*)\)$")
 #: Alternatives that are written out, by the conditions in a text; more become places.
 MOST_ALTERNATIVES = 8
 _WORD = re.compile(r"[A-Za-z]{2,}")
@@ -281,7 +283,7 @@ class Collector:
         return self.messages
 
     def _said_elsewhere(self, module: Module) -> None:
-        """Take the docstrings of commands, the summaries of them, and results shown later."""
+        """Take docstrings, summaries and examples of commands, and results shown later."""
         for scope in itertools.chain(*module.functions.values()):
             assert scope.function is not None
             if scope.function.name in SHOWN_LATER:
@@ -292,6 +294,11 @@ class Collector:
                 for paragraph in (ast.get_docstring(scope.function) or "").split("\n\n"):
                     text = _escaped(" ".join(paragraph.split()))
                     self._add_text(text, module.room, _shown_path(module), scope.function.lineno)
+        for call, _ in module.calls if module.room == "cli" else []:
+            for own in call.args if _called(call) == "command" else ():
+                note = EXAMPLE_NOTE.search(str(getattr(own, "value", "")))
+                if note and not _NAME.fullmatch(note[1]):
+                    self._add_text(_escaped(note[1]), module.room, _shown_path(module), own.lineno)
         if (module.room, module.path.name) == ("cli", "app.py"):
             for scope in module.functions["main"]:
                 assert scope.around is not None

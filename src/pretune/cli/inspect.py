@@ -53,8 +53,8 @@ def inspect(
         Option(
             "--output",
             "-o",
-            help="The picture for --attention: a .png, .svg or .html file. In the last two, texts "
-            "are texts.",
+            help="The picture for --attention: a .png, .svg or .html file. The last two keep the "
+            "texts as texts.",
         ),
     ] = Path("attention.png"),
     lang: options.Lang = None,

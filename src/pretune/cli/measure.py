@@ -62,7 +62,7 @@ def compare(
     runs: Annotated[
         list[str],
         Argument(
-            metavar="RUN RUN...",
+            metavar="RUN",
             help="Run folders, checkpoints or Hub ids; the others are compared with the first.",
         ),
     ],
@@ -75,7 +75,9 @@ def compare(
     resamples: Annotated[
         int, Option(min=100, help="Resamples for the intervals and the test.")
     ] = 5000,
-    level: Annotated[float, Option(min=0.5, max=0.999, help="Level of the intervals.")] = 0.95,
+    level: Annotated[
+        float, Option(min=0.5, max=0.999, help="Confidence level of the intervals.")
+    ] = 0.95,
     examples: Annotated[
         int,
         Option(min=0, help="Number of examples to show that only one of two models gets right."),

@@ -37,7 +37,7 @@ OutputFolder = Annotated[Path, Option("--output", "-o", help="The folder to writ
 Overrides = Annotated[
     list[str] | None,
     Argument(
-        metavar="[KEY=VALUE]...",
+        metavar="KEY=VALUE",
         help="Values of the recipe to change.",
         autocompletion=completion.keys,
     ),

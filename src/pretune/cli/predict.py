@@ -54,7 +54,7 @@ def predict(
     run: options.Run,
     texts: Annotated[
         list[str] | None,
-        Argument(metavar="[TEXT]...", help="The texts; for pairs: first, second, first, ..."),
+        Argument(metavar="TEXT", help="The texts; for pairs: first, second, first, ..."),
     ] = None,
     file: Annotated[
         Path | None,

@@ -51,7 +51,7 @@ def prepare(
     corpus: Annotated[
         list[str],
         Argument(
-            metavar="CORPUS...",
+            metavar="CORPUS",
             help="Files (text, .jsonl, .parquet; .gz too), folders, globs, also in object storage "
             "(s3://bucket/texts), Hub datasets (owner/name[:config]:split).",
         ),

@@ -42,7 +42,10 @@ def prompt(
     label: Annotated[str, Option(help="The column of the labels.")] = "label",
     answers: Annotated[
         str | None,
-        Option(help="What stands for each label, e.g. 0=negative,1=positive. Default: the labels."),
+        Option(
+            help="The word that stands for each label, e.g. 0=negative,1=positive. Default: the "
+            "labels."
+        ),
     ] = None,
     score: Annotated[
         str,

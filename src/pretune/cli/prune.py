@@ -49,7 +49,7 @@ def prune(
         str | None,
         Option(
             help="A labelled file, or a Hub dataset, to measure what matters, and the model before "
-            "and after. Default: none; what has small weights is removed."
+            "and after. Default: none, and the parts with the smallest weights are removed."
         ),
     ] = None,
     dry_run: options.DryRun = False,

@@ -52,7 +52,7 @@ def rank(
     overwrite: Annotated[bool, Option("--overwrite", help="Replace an earlier --output.")] = False,
     count: Annotated[
         int,
-        Option(min=1, help="How many texts to choose with an eye on one another, and to show."),
+        Option(min=1, help="How many texts to choose so that they differ, and to show."),
     ] = 100,
     by: Annotated[
         Measure,
@@ -66,7 +66,7 @@ def rank(
         Option(help="uncertain texts, diverse ones (k-center on their embeddings), or both."),
     ] = Wanted.BOTH,
     known: Annotated[
-        Path | None, Option(help="Texts that have labels already: what is like them comes late.")
+        Path | None, Option(help="Texts that already have labels; texts like them come late.")
     ] = None,
     columns: options.Columns = None,
     encoding: options.Encoding = "utf-8",

@@ -115,8 +115,8 @@ def plan(
 ) -> None:
     """Estimate what a training run takes: data, updates, FLOPs, memory, disk, hours.
 
-    Nothing is written. Data and model are read, so a planned run will find both. With --gpu: what
-    it takes on other machines, of which none is needed for that; then nothing is timed here.
+    Nothing is written. Data and model are read, so a planned run will find both. With --gpu,
+    the estimate is for other machines: none of them is needed, and nothing is timed here.
     """
     from pretune.experiments.cluster import ClusterOptions
     from pretune.experiments.plan import plan_run

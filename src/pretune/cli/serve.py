@@ -54,7 +54,7 @@ def serve(
     runs: Annotated[
         list[str] | None,
         Argument(
-            metavar="RUN_OR_MODEL...",
+            metavar="RUN_OR_MODEL",
             help="Run folders, model folders, GGUF files, Hub ids, minilm or smollm2.",
         ),
     ] = None,
@@ -131,13 +131,13 @@ def serve(
     max_inputs: Annotated[int, _limit("Inputs of a request.")] = 2048,
     max_chars: Annotated[int, _limit("Characters in a text.")] = 200_000,
     max_request_tokens: Annotated[int, _limit("Tokens in all inputs of a request.")] = 500_000,
-    max_top_k: Annotated[int, _limit("Answers told for each input.")] = 1000,
+    max_top_k: Annotated[int, _limit("Answers returned for each input.")] = 1000,
     max_new_tokens: Annotated[int, _limit("Tokens in a continuation.")] = 4096,
     max_samples: Annotated[int, _limit("Continuations of a prompt (n).")] = 16,
     max_choices: Annotated[int, _limit("Continuations of all prompts of a request.")] = 64,
     max_stops: Annotated[int, _limit("Texts that end a continuation.")] = 16,
     max_stop_chars: Annotated[int, _limit("Characters in such a text.")] = 256,
-    max_logprobs: Annotated[int, _limit("Probable tokens told for each token.")] = 20,
+    max_logprobs: Annotated[int, _limit("Most probable tokens returned for each token.")] = 20,
     engine: Annotated[
         Engine,
         Option(

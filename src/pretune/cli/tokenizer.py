@@ -41,7 +41,7 @@ def tokenizer(
     corpus: Annotated[
         list[str],
         Argument(
-            metavar="CORPUS...",
+            metavar="CORPUS",
             help="Text files, folders, patterns in quotes, or - for standard input. .jsonl has "
             "one record a line; .gz is unpacked.",
         ),

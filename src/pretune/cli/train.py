@@ -72,7 +72,7 @@ def train(
     recipe itself with every default written out.
 
     Ctrl-C, SIGTERM or a terminal that closes (SIGHUP) finishes the update, saves, and exits with
-    130, 143 or 129. Without a reader of its notes (`| head`) training goes on.
+    130, 143 or 129. If what reads its output ends (`| head`), training goes on.
     """
     from pretune.training.passing import resume_command
     from pretune.training.run import resume as resume_run
