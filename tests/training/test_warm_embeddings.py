@@ -64,13 +64,14 @@ def slow_counts(sequences: list[list[int]]) -> Counter[tuple[int, int]]:
     return counts
 
 
+@pytest.mark.parametrize("batch", [1, 7])
 @pytest.mark.parametrize("together", [20, 2_000_000])
 def test_neighbours_are_those_of_a_slow_loop(
-    together: int, monkeypatch: pytest.MonkeyPatch
+    together: int, batch: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(warm, "_TOGETHER", together)
     sequences = drawn()
-    found = neighbours(iter(packed(sequences)), 12, SPECIAL)
+    found = neighbours(iter(packed(sequences, batch)), 12, SPECIAL)
     # All 12 are contexts, the most frequent first, special ones and those without a count last.
     frequency = Counter(token for one in sequences for token in one if token not in SPECIAL)
     order = sorted(range(12), key=lambda token: (-frequency[token], token))

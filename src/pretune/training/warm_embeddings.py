@@ -166,7 +166,7 @@ def neighbours(
             same = sequence[:-distance] == sequence[distance:]
             left, right = tokens[:-distance][same], tokens[distance:][same]
             for one, other in ((left, right), (right, left)):
-                places.append((one * (width + 1) + column[other])[usual[one]])
+                places.append((one.astype(np.int64) * (width + 1) + column[other])[usual[one]])
                 weights.append(np.full(len(places[-1]), (WINDOW + 1 - distance) / WINDOW))
         # All at once, as each call goes through the whole table.
         found = np.bincount(np.concatenate(places), np.concatenate(weights), counts.size)
@@ -177,14 +177,16 @@ def neighbours(
 def _joined(sequences: Iterator[tuple[Array, Array]]) -> Iterator[tuple[Array, Array]]:
     """Chunks of about `_TOGETHER` tokens: counting takes a pass over the table for each."""
     held: list[tuple[Array, Array]] = []
-    total = 0
-    for number, (tokens, sequence) in enumerate(sequences):
-        # The numbers of a batch's sequences are below 2^32, and those of all batches differ.
-        held.append((tokens.astype(np.int64), sequence + (number << 32)))
+    total = numbered = 0
+    for tokens, sequence in sequences:
+        # Narrow numbers: all that is sampled is held, eight bytes a token.
+        held.append((tokens.astype(np.int32), (sequence + numbered).astype(np.int32)))
+        # The numbers of a chunk's sequences differ, whatever batch they come in.
+        numbered += len(tokens)
         total += len(tokens)
         if total >= _TOGETHER:
             yield _whole(held)
-            held, total = [], 0
+            held, total, numbered = [], 0, 0
     if held:
         yield _whole(held)
 
