@@ -16,9 +16,7 @@ import pytest
 import pretune
 from pretune.data.readers.files import read
 from pretune.errors import DataError, PretuneError, RecipeError, RunError
-from pretune.training import run
-from pretune.training.stop import Interrupted
-from tests.training.outcomes import StopAt, outcome
+from tests.training.outcomes import outcome, stopped_after
 
 Rows = list[dict[str, Any]]
 Train = Callable[..., Any]
@@ -73,13 +71,11 @@ def test_training_on_a_frame_is_training_on_its_file(
 
 
 def test_a_run_on_data_from_memory_goes_on_with_the_same_data(
-    rows: Rows, recipe: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    rows: Rows, recipe: dict[str, Any], tmp_path: Path
 ) -> None:
     whole = pretune.train(recipe, {"output": str(tmp_path / "whole")}, data=rows, quiet=True)
-    with monkeypatch.context() as patch:
-        patch.setattr(run, "StopRequest", lambda say: StopAt(1))
-        with pytest.raises(Interrupted):
-            pretune.train(recipe, data=rows, quiet=True)
+    with stopped_after(1):
+        pretune.train(recipe, data=rows, quiet=True)
     folder = recipe["output"]
     with pytest.raises(DataError, match=r"from memory, 24 rows, sha256 \w+: they were in the mem"):
         pretune.resume(folder, quiet=True)
@@ -91,12 +87,10 @@ def test_a_run_on_data_from_memory_goes_on_with_the_same_data(
 
 
 def test_saved_data_from_memory_can_be_named_as_a_file(
-    rows: Rows, recipe: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    rows: Rows, recipe: dict[str, Any], tmp_path: Path
 ) -> None:
-    with monkeypatch.context() as patch:
-        patch.setattr(run, "StopRequest", lambda say: StopAt(1))
-        with pytest.raises(Interrupted):
-            pretune.train(recipe, data=rows, quiet=True)
+    with stopped_after(1):
+        pretune.train(recipe, data=rows, quiet=True)
     file = tmp_path / "saved.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     assert pretune.resume(recipe["output"], data=file, quiet=True).steps == 2

@@ -17,11 +17,9 @@ from pretune.bundle.bundle import load
 from pretune.inference.predict import Predictor
 from pretune.models import flash
 from pretune.recipe.recipe import Recipe
-from pretune.training import run
 from pretune.training.run import resume, train_recipe
-from pretune.training.stop import Interrupted
 from tests.training.groups import free_port, weights
-from tests.training.outcomes import StopAt, assert_alike, outcome
+from tests.training.outcomes import assert_alike, outcome, stopped_after
 
 Make = Callable[..., Recipe]
 
@@ -56,9 +54,7 @@ def test_float32_trains_as_on_the_cpu(toy_recipe: Make, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
-def test_goes_on_bit_for_bit(
-    precision: str, toy_recipe: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_goes_on_bit_for_bit(precision: str, toy_recipe: Make, tmp_path: Path) -> None:
     changes = {
         "train__device": "cuda",
         "train__precision": precision,
@@ -68,10 +64,8 @@ def test_goes_on_bit_for_bit(
     whole = toy_recipe(output=str(tmp_path / "whole"), **changes)
     train_recipe(whole, quiet=True)
     parts = whole.changed({"output": str(tmp_path / "parts")})
-    with monkeypatch.context() as patch:
-        patch.setattr(run, "StopRequest", lambda say: StopAt(4))
-        with pytest.raises(Interrupted):
-            train_recipe(parts, quiet=True)
+    with stopped_after(4):
+        train_recipe(parts, quiet=True)
     resume(parts.output, quiet=True)
     assert_alike(outcome(parts.output), outcome(whole.output))
 

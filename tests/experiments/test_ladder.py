@@ -119,9 +119,7 @@ def test_an_ngram_is_measured_as_a_neural_model_would_be(kind: str) -> None:
     assert perplexity == pytest.approx(expected["perplexity"], rel=1e-5)
 
 
-def test_what_is_finished_is_kept_unless_something_changed(
-    corpus: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_finished_is_kept_unless_something_changed(corpus: Path) -> None:
     first = Climb(options(corpus), quiet=True).run()
     folder = corpus.parent / "ladder"
     before = (folder / "rnn" / "result.json").stat().st_mtime_ns
@@ -138,18 +136,14 @@ def test_what_is_finished_is_kept_unless_something_changed(
     assert sum("changed: anew" in line for line in said) == 2
 
 
-def test_a_stopped_rung_goes_on(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pretune.training import run
-    from pretune.training.stop import Interrupted
-    from tests.training.outcomes import StopAt
+def test_a_stopped_rung_goes_on(corpus: Path) -> None:
+    from tests.training.outcomes import stopped_after
 
     whole = options(corpus, updates=5, rungs=("rnn",))
     expected = Climb(whole, quiet=True).run().rungs[0].bits_per_character
     other = LadderOptions(**{**vars(whole), "output": corpus.parent / "stopped"})
-    with monkeypatch.context() as patch:
-        patch.setattr(run, "StopRequest", lambda say: StopAt(3))
-        with pytest.raises(Interrupted):
-            Climb(other, quiet=True).run()
+    with stopped_after(3):
+        Climb(other, quiet=True).run()
     assert not (other.output / "rnn" / "result.json").exists()
     found = Climb(other, quiet=True).run().rungs[0]
     assert found.updates == 5

@@ -15,7 +15,7 @@ import pytest
 from pretune.errors import CheckpointError, RunError
 from pretune.recipe import yaml12
 from pretune.recipe.recipe import Recipe
-from pretune.training import checkpoint, reference_scores, run
+from pretune.training import checkpoint, reference_scores
 from pretune.training.reference_scores import REFERENCE_FILE
 from pretune.training.run import resume, train_recipe
 from pretune.training.stop import Interrupted
@@ -23,7 +23,8 @@ from tests.faults.runs import Running, assert_sound, neighbour, steps_of, wait_u
 from tests.tasks.alignment.preferences import ROWS, recipe, saved, write
 
 _outcomes = neighbour("outcomes")
-outcome, assert_alike, StopAt = _outcomes.outcome, _outcomes.assert_alike, _outcomes.StopAt
+outcome, assert_alike = _outcomes.outcome, _outcomes.assert_alike
+stopped_after = _outcomes.stopped_after
 #: Two rollouts an epoch, of 4 and 2 prompts, with four updates and two.
 USUAL = {
     "task.max_length": 64,
@@ -179,7 +180,7 @@ def test_what_was_trained_before_a_reward_failed_is_kept(
 
 
 def test_the_reward_model_is_gone_when_the_run_goes_on(
-    made: Callable[..., Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    made: Callable[..., Recipe], tmp_path: Path
 ) -> None:
     own = {"task.max_length": 64, "train.epochs": 1, "output": str(tmp_path / "reward")}
     saved(tmp_path / "other", seed=1)
@@ -187,10 +188,8 @@ def test_the_reward_model_is_gone_when_the_run_goes_on(
     train_recipe(recipe("reward", tmp_path, **{**own, **start}), quiet=True)
     write(tmp_path / "v.jsonl", ROWS[:3])
     part = made("part", **{"task.reward": {"run": str(tmp_path / "reward")}, "train.epochs": 1})
-    with monkeypatch.context() as patch:
-        patch.setattr(run, "StopRequest", lambda say: StopAt(2))
-        with pytest.raises(Interrupted):
-            train_recipe(part, quiet=True)
+    with stopped_after(2):
+        train_recipe(part, quiet=True)
     (tmp_path / "reward").rename(tmp_path / "moved")
     before = steps_of(tmp_path / "part")
     with pytest.raises(CheckpointError, match=r"the reward's model .*reward cannot be loaded"):

@@ -31,14 +31,12 @@ from pretune.models import kernels
 from pretune.recipe.recipe import Recipe
 from pretune.sklearn import TextClassifier
 from pretune.tasks.distillation.taught import SOFT
-from pretune.training import run as training_run
 from pretune.training.freeze import reads_once
 from pretune.training.run import resume, train_recipe
-from pretune.training.stop import Interrupted
 from tests.serving.models import same
 from tests.serving.served_process import Process
 from tests.serving.test_worker import Turns
-from tests.training.outcomes import StopAt, assert_alike, outcome
+from tests.training.outcomes import assert_alike, outcome, stopped_after
 
 #: The last word is the label: only who reads all of a text can know it.
 ROWS = [
@@ -154,15 +152,11 @@ class TestAnswers:
 
 
 class TestTraining:
-    def test_goes_on_as_if_never_stopped(
-        self, place: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_goes_on_as_if_never_stopped(self, place: Path, tiny_folder: Path) -> None:
         budget = {"train__batch_size": None, "train__batch_tokens": 128, "model__dropout": 0.1}
         train_recipe(recipe(place, tiny_folder, "whole", **budget), quiet=True)
-        with monkeypatch.context() as patch:
-            patch.setattr(training_run, "StopRequest", lambda say: StopAt(3))
-            with pytest.raises(Interrupted):
-                train_recipe(recipe(place, tiny_folder, "parts", **budget), quiet=True)
+        with stopped_after(3):
+            train_recipe(recipe(place, tiny_folder, "parts", **budget), quiet=True)
         resume(place / "parts", quiet=True)
         assert_alike(outcome(place / "parts"), outcome(place / "whole"))
 

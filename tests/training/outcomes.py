@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from pretune.training import run
 from pretune.training.checkpoint import TENSORS, VALUES
 from pretune.training.sample_sheet import SAMPLES, read_sheet
 
@@ -27,6 +32,15 @@ class StopAt:
 
     def __exit__(self, *error: Any) -> None:
         pass
+
+
+@contextmanager
+def stopped_after(updates: int) -> Iterator[None]:
+    """Let a training within be asked to stop in this update, and see that it does."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run, "StopRequest", lambda say: StopAt(updates))
+        with pytest.raises(run.Interrupted):
+            yield
 
 
 def metrics_log(folder: str | Path) -> list[dict[str, Any]]:

@@ -25,7 +25,6 @@ from pretune.recipe.schema import GuardSection
 from pretune.tasks.base import Loss
 from pretune.tasks.classification.classify import Classify
 from pretune.tasks.features import featurize
-from pretune.training import run
 from pretune.training.checkpoint import VALUES, checkpoints
 from pretune.training.data import read_data
 from pretune.training.guard import Guard, robust_z
@@ -205,17 +204,14 @@ class TestPoison:
         poisoned: tuple[Recipe, set[int]],
         stop_after: int,
         tmp_path: Path,
-        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        from tests.training.outcomes import StopAt, assert_alike, outcome
+        from tests.training.outcomes import assert_alike, outcome, stopped_after
 
         recipe, _ = poisoned
         train_recipe(recipe, quiet=True)
         other = recipe.changed({"output": str(tmp_path / "stopped")})
-        with monkeypatch.context() as patch:
-            patch.setattr(run, "StopRequest", lambda say: StopAt(stop_after))
-            with pytest.raises(run.Interrupted):
-                train_recipe(other, quiet=True)
+        with stopped_after(stop_after):
+            train_recipe(other, quiet=True)
         resume(other.output, quiet=True)
         one, two = outcome(recipe.output), outcome(other.output)
         for found in (one, two):  # it went back to the checkpoint that was made when it stopped

@@ -20,8 +20,7 @@ from pretune.storage import object_store
 from pretune.training import mirror
 from pretune.training.mirror import Mirror
 from pretune.training.run import resume, train_or_resume, train_recipe
-from pretune.training.stop import Interrupted
-from tests.training.outcomes import StopAt, assert_alike, outcome
+from tests.training.outcomes import assert_alike, outcome, stopped_after
 
 Make = Callable[..., Recipe]
 PLACE = "memory://bucket/runs/films"
@@ -43,17 +42,15 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
-def stopped(monkeypatch: pytest.MonkeyPatch, recipe: Recipe, step: int) -> None:
+def stopped(recipe: Recipe, step: int) -> None:
     """Train until a signal comes after so many updates."""
-    with monkeypatch.context() as patch:
-        patch.setattr("pretune.training.run.StopRequest", lambda say: StopAt(step))
-        with pytest.raises(Interrupted):
-            train_recipe(recipe, quiet=True)
+    with stopped_after(step):
+        train_recipe(recipe, quiet=True)
 
 
-def cut_off(monkeypatch: pytest.MonkeyPatch, recipe: Recipe, step: int) -> None:
+def cut_off(recipe: Recipe, step: int) -> None:
     """Train until a signal comes after so many updates, and lose the machine."""
-    stopped(monkeypatch, recipe, step)
+    stopped(recipe, step)
     shutil.rmtree(recipe.output)
 
 
@@ -77,7 +74,7 @@ def test_another_machine_goes_on_bit_for_bit(
 ) -> None:
     whole = recipe.changed({"output": str(tmp_path / "whole"), "train.mirror": None})
     train_recipe(whole, quiet=True)
-    cut_off(monkeypatch, recipe, 3)
+    cut_off(recipe, 3)
     train_or_resume(recipe, quiet=True)
     assert_alike(outcome(recipe.output), outcome(whole.output))
     # And a third finds it finished, without training.
@@ -87,22 +84,18 @@ def test_another_machine_goes_on_bit_for_bit(
     assert resume(recipe.output).steps == 6
 
 
-def test_the_copy_itself_is_resumed(
-    recipe: Recipe, store: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    cut_off(monkeypatch, recipe, 2)
+def test_the_copy_itself_is_resumed(recipe: Recipe, store: Any) -> None:
+    cut_off(recipe, 2)
     done = CliRunner().invoke(app, ["train", "--resume", PLACE])
     assert done.exit_code == 0, done.output
     assert json.loads((Path(recipe.output) / "result.json").read_text())["steps"] == 6
     assert json.loads(store.cat_file("/bucket/runs/films/result.json"))["steps"] == 6
 
 
-def test_a_machine_that_is_behind_takes_what_another_did(
-    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_machine_that_is_behind_takes_what_another_did(recipe: Recipe, tmp_path: Path) -> None:
     """The first machine comes back with its disk after the second has gone on."""
     run, disk = Path(recipe.output), tmp_path / "disk"
-    stopped(monkeypatch, recipe, 2)
+    stopped(recipe, 2)
     run.rename(disk)
     train_or_resume(recipe, quiet=True)
     ended = contents(run)
@@ -112,9 +105,7 @@ def test_a_machine_that_is_behind_takes_what_another_did(
     assert contents(run).items() >= ended.items()
 
 
-def test_one_that_is_ahead_keeps_what_it_did(
-    recipe: Recipe, store: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_one_that_is_ahead_keeps_what_it_did(recipe: Recipe, store: Any) -> None:
     train_recipe(recipe.changed({"train.max_steps": 6}), quiet=True)
     before = contents(Path(recipe.output))
     pointer = read_pointer(PLACE)
@@ -128,7 +119,7 @@ def test_one_that_is_ahead_keeps_what_it_did(
 def test_a_fetch_that_was_cut_off_is_repeated(
     recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cut_off(monkeypatch, recipe, 3)
+    cut_off(recipe, 3)
     calls = []
 
     def lost(stored: Any, target: Path) -> None:
@@ -253,7 +244,7 @@ def test_a_pointer_that_is_none_is_refused(text: str, store: Any) -> None:
 def test_names_that_lead_out_are_refused(
     recipe: Recipe, store: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cut_off(monkeypatch, recipe, 2)
+    cut_off(recipe, 2)
     real = mirror.listed
 
     def with_another(place: str) -> Any:

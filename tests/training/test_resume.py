@@ -28,7 +28,7 @@ from pretune.training.checkpoint import TENSORS, VALUES, checkpoints
 from pretune.training.run import resume, train_or_resume, train_recipe
 from pretune.training.state import generators, restore_generators, seed_everything
 from pretune.training.stop import Interrupted
-from tests.training.outcomes import StopAt, assert_alike, outcome
+from tests.training.outcomes import StopAt, assert_alike, outcome, stopped_after
 
 Make = Callable[..., Recipe]
 
@@ -57,13 +57,11 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture
-def stopped(toy_recipe: Make, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+def stopped(toy_recipe: Make) -> Callable[..., Path]:
     def make(updates: int, folder: str, **changes: Any) -> Path:
-        with monkeypatch.context() as patch:
-            patch.setattr(run, "StopRequest", lambda say: StopAt(updates))
-            recipe = toy_recipe(output=folder, **changes)
-            with pytest.raises(Interrupted):
-                train_recipe(recipe, quiet=True)
+        recipe = toy_recipe(output=folder, **changes)
+        with stopped_after(updates):
+            train_recipe(recipe, quiet=True)
         return Path(recipe.output)
 
     return make

@@ -14,12 +14,10 @@ from pretune.models import kernels
 from pretune.models.kernels import Choice, ShapeClass, Timing
 from pretune.models.products import ONEDNN, PLAIN
 from pretune.recipe.recipe import Recipe
-from pretune.training import run
 from pretune.training.distributed import World
 from pretune.training.run import resume, train_recipe
 from pretune.training.run_kernels import KERNELS_FILE, chosen_kernels, keep_kernels
-from pretune.training.stop import Interrupted
-from tests.training.outcomes import StopAt, assert_alike, outcome
+from tests.training.outcomes import assert_alike, outcome, stopped_after
 
 CHOICE = Choice("measured", {ShapeClass("forward", 128, 384, 384): ONEDNN}, kernels.machine())
 
@@ -43,17 +41,14 @@ def test_a_resumed_run_keeps_to_what_it_began_with(
     toy_recipe: Callable[..., Recipe],
     measuring: Callable[[str], None],
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     measuring(ONEDNN)
     whole, other = (toy_recipe(output=str(tmp_path / name)) for name in ("whole", "other"))
     result = train_recipe(whole, quiet=True)
     assert result.environment["matmul"].startswith("measured: oneDNN ")
-    with monkeypatch.context() as patch:
-        patch.setattr(run, "StopRequest", lambda say: StopAt(4))
-        stopped = toy_recipe(output=str(tmp_path / "stopped"))
-        with pytest.raises(Interrupted):
-            train_recipe(stopped, quiet=True)
+    stopped = toy_recipe(output=str(tmp_path / "stopped"))
+    with stopped_after(4):
+        train_recipe(stopped, quiet=True)
     # The other kernel would be chosen now.
     measuring(PLAIN)
     resume(stopped.output, quiet=True)

@@ -25,12 +25,10 @@ from pretune.tasks.features import featurize
 from pretune.tasks.masked_lm.mask_lm import MaskLm, MaskLmOptions
 from pretune.tokenizers.load import load_tokenizer
 from pretune.tokenizers.train import train_tokenizer
-from pretune.training import run
 from pretune.training.data import read_data
 from pretune.training.run import resume, train_recipe
-from pretune.training.stop import Interrupted
 from tests.training.groups import STEADY, Together, assert_close, result_of, weights
-from tests.training.outcomes import StopAt, assert_alike, outcome
+from tests.training.outcomes import assert_alike, outcome, stopped_after
 
 Make = Callable[..., Recipe]
 RAW = Settings(
@@ -147,16 +145,12 @@ def test_as_from_the_texts(
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_goes_on_as_if_never_stopped(
-    case: str, make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_goes_on_as_if_never_stopped(case: str, make: Make, tmp_path: Path) -> None:
     whole = make(output=str(tmp_path / "whole"), **CASES[case])
     train_recipe(whole, quiet=True)
     stopped = whole.changed({"output": str(tmp_path / "stopped")})
-    with monkeypatch.context() as patch:
-        patch.setattr(run, "StopRequest", lambda say: StopAt(3))
-        with pytest.raises(Interrupted):
-            train_recipe(stopped, quiet=True)
+    with stopped_after(3):
+        train_recipe(stopped, quiet=True)
     resume(stopped.output, quiet=True)
     assert_alike(outcome(stopped.output), outcome(whole.output))
 
@@ -318,16 +312,12 @@ def test_a_plan_counts_its_tokens(make: Make) -> None:
     assert found.tokens_per_epoch == train.lengths().sum() + len(train)  # type: ignore[union-attr]
 
 
-def test_other_data_is_seen_when_resumed(
-    make: Make, bytes_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_other_data_is_seen_when_resumed(make: Make, bytes_folder: Path, tmp_path: Path) -> None:
     folder = tmp_path / "c"
     prepare([write(tmp_path / "a.jsonl", 30)], bytes_folder, folder, RAW, workers=1)
     recipe = make(data__train=str(folder))
-    with monkeypatch.context() as patch:
-        patch.setattr(run, "StopRequest", lambda say: StopAt(3))
-        with pytest.raises(Interrupted):
-            train_recipe(recipe, quiet=True)
+    with stopped_after(3):
+        train_recipe(recipe, quiet=True)
     folder.rename(tmp_path / "old")
     prepare([write(tmp_path / "b.jsonl", 30, seed=1)], bytes_folder, folder, RAW, workers=1)
     with pytest.raises(RunError, match="other data"):

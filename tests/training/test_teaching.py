@@ -26,7 +26,7 @@ from pretune.training.logging import Reporter
 from pretune.training.reference_scores import REFERENCE_FILE
 from pretune.training.run import resume, train_recipe
 from tests.training.groups import STEADY, Together, assert_close, result_of, weights
-from tests.training.outcomes import StopAt, assert_alike, outcome
+from tests.training.outcomes import assert_alike, outcome, stopped_after
 
 ROWS = [
     {"text": f"{'the ' * (i % 4)}{word} film {'un x' * (i % 3)}", "label": word}
@@ -103,11 +103,9 @@ class TestAnOrdinaryRun:
 
 
 @pytest.mark.parametrize("lost", [None, "missing", "damaged"])
-def test_goes_on_as_if_never_stopped(
-    lost: str | None, school: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_goes_on_as_if_never_stopped(lost: str | None, school: Path, tmp_path: Path) -> None:
     train_recipe(of(school, tmp_path / "whole"), quiet=True)
-    _stopped(of(school, tmp_path / "run"), monkeypatch)
+    _stopped(of(school, tmp_path / "run"))
     file = tmp_path / "run" / REFERENCE_FILE
     if lost == "missing":
         file.unlink()
@@ -121,11 +119,9 @@ def test_goes_on_as_if_never_stopped(
     assert_alike(outcome(tmp_path / "run"), outcome(tmp_path / "whole"))
 
 
-def _stopped(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
-    with monkeypatch.context() as patch:
-        patch.setattr(run, "StopRequest", lambda say: StopAt(5))
-        with pytest.raises(run.Interrupted):
-            train_recipe(recipe, quiet=True)
+def _stopped(recipe: Recipe) -> None:
+    with stopped_after(5):
+        train_recipe(recipe, quiet=True)
 
 
 class Killed(BaseException):
@@ -190,18 +186,16 @@ def test_the_guard_watches_a_student(
     assert len(result.rescues) >= 2  # in each epoch
     assert "the loss is nan" in result.rescues[0]
     assert all(np.isfinite(list(result.metrics.values())))
-    _stopped(of(school, tmp_path / "run", **changes), monkeypatch)
+    _stopped(of(school, tmp_path / "run", **changes))
     resume(tmp_path / "run", quiet=True)
     both = [outcome(tmp_path / name) for name in ("run", "whole")]
     assert_alike(*both)
 
 
-def test_another_teacher_than_at_the_start_is_refused(
-    school: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_another_teacher_than_at_the_start_is_refused(school: Path, tmp_path: Path) -> None:
     shutil.copytree(school / "teacher", tmp_path / "teacher", symlinks=True)
     recipe = of(school, tmp_path / "run", teacher__from=[str(tmp_path / "teacher")])
-    _stopped(recipe, monkeypatch)
+    _stopped(recipe)
     shutil.rmtree(tmp_path / "teacher")
     train_recipe(of(school, tmp_path / "teacher", school / "teacher"), quiet=True)
     with pytest.raises(RunError, match=r"other files of .*teacher\.from"):
@@ -395,7 +389,6 @@ def test_pre_training_resumes_exactly(
     school: Path,
     tmp_path: Path,
     tiny_folder: Path,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Masks are drawn anew, so the teacher is asked in each batch; MiniLM's needs no head."""
     values = of(school, tmp_path / "teacher", tiny_folder).to_dict()
@@ -410,7 +403,7 @@ def test_pre_training_resumes_exactly(
     assert ("relation_loss" if bare else "hidden_loss") in result.metrics
     assert ("teacher_kl" in result.metrics) != bare
     again = recipe.changed({"output": str(tmp_path / "run"), "train.workers": 2})
-    _stopped(again, monkeypatch)
+    _stopped(again)
     resume(tmp_path / "run", quiet=True)
     for name, values_ in weights(tmp_path / "run").items():
         assert torch.equal(values_, weights(tmp_path / "whole")[name])

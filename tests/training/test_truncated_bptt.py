@@ -30,13 +30,11 @@ from pretune.recipe.schema import TrainSection
 from pretune.tasks.causal_lm.causal_lm import CausalLm, CausalLmOptions, LmPrediction
 from pretune.tasks.features import featurize
 from pretune.tokenizers.tokenizer import Tokenizer
-from pretune.training import run
 from pretune.training.logging import Reporter
 from pretune.training.loop import Trainer
 from pretune.training.run import resume, train_recipe
-from pretune.training.stop import Interrupted
 from pretune.training.validation import evaluate_features
-from tests.training.outcomes import StopAt, assert_alike, outcome
+from tests.training.outcomes import assert_alike, outcome, stopped_after
 
 LETTERS = "abcdefgh <"
 RECURRENT = {"rnn": nn.RNN, "gru": nn.GRU, "lstm": nn.LSTM}
@@ -327,16 +325,14 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-def stop(recipe: Recipe, updates: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    with monkeypatch.context() as patch:
-        patch.setattr(run, "StopRequest", lambda say: StopAt(updates))
-        with pytest.raises(Interrupted):
-            train_recipe(recipe, quiet=True)
+def stop(recipe: Recipe, updates: int) -> None:
+    with stopped_after(updates):
+        train_recipe(recipe, quiet=True)
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_a_resumed_run_goes_on_with_its_states(
-    case: str, text_recipe: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    case: str, text_recipe: Make, tmp_path: Path
 ) -> None:
     """Stopped inside an epoch, and where one ends."""
     whole = text_recipe(output=str(tmp_path / "whole"), **CASES[case])
@@ -344,7 +340,7 @@ def test_a_resumed_run_goes_on_with_its_states(
     expected = outcome(whole.output)
     for updates in (4, 11):
         recipe = text_recipe(output=str(tmp_path / f"at-{updates}"), **CASES[case])
-        stop(recipe, updates, monkeypatch)
+        stop(recipe, updates)
         resume(recipe.output, quiet=True)
         assert_alike(outcome(recipe.output), expected)
 
@@ -356,7 +352,7 @@ def test_without_the_states_a_resumed_run_would_differ(
     whole = text_recipe(output=str(tmp_path / "whole"))
     train_recipe(whole, quiet=True)
     recipe = text_recipe(output=str(tmp_path / "parts"))
-    stop(recipe, 4, monkeypatch)
+    stop(recipe, 4)
     monkeypatch.setattr(TruncatedBptt, "restore", lambda self, tensors, device: None)
     resume(recipe.output, quiet=True)
     assert outcome(recipe.output)["weights"] != outcome(whole.output)["weights"]

@@ -21,13 +21,11 @@ from pretune.corpus.pipeline import Settings, prepare
 from pretune.data.arrays import Array
 from pretune.data.batch import Feature, FeatureSet
 from pretune.recipe.recipe import Recipe
-from pretune.training import run
 from pretune.training import warm_embeddings as warm
 from pretune.training.run import resume, train_recipe
-from pretune.training.stop import Interrupted
 from pretune.training.warm_embeddings import WINDOW, factorized, neighbours, ppmi, sampled
 from tests.training.groups import STEADY, Together, assert_close, weights
-from tests.training.outcomes import StopAt
+from tests.training.outcomes import stopped_after
 
 Make = Callable[..., Recipe]
 SPECIAL = (0, 1)
@@ -217,16 +215,12 @@ def test_a_language_model_begins_so_too(make: Make) -> None:
     assert like > 0.9
 
 
-def test_a_run_goes_on_with_what_it_learned(
-    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_goes_on_with_what_it_learned(make: Make, tmp_path: Path) -> None:
     whole = make(train__max_steps=6, train__save_every=2)
     train_recipe(whole, quiet=True)
     half = whole.changed({"output": str(tmp_path / "half")})
-    with monkeypatch.context() as patch:
-        patch.setattr(run, "StopRequest", lambda say: StopAt(3))
-        with pytest.raises(Interrupted):
-            train_recipe(half, quiet=True)
+    with stopped_after(3):
+        train_recipe(half, quiet=True)
     resume(half.output, quiet=True)
     for name, value in weights(whole.output).items():
         assert torch.equal(value, weights(half.output)[name]), name

@@ -37,7 +37,6 @@ from pretune.recipe.recipe import Recipe, parse_override
 from pretune.tasks.alignment.dpo import Dpo, DpoOptions
 from pretune.tasks.alignment.grpo import Grpo
 from pretune.tasks.alignment.reward import Reward, RewardOptions
-from pretune.training import run
 from pretune.training.checkpoint import read_values
 from pretune.training.data import examined_records
 from pretune.training.loop import Trainer
@@ -46,7 +45,7 @@ from pretune.training.run_folder import RunFolder
 from pretune.training.sample_sheet import SAMPLES, read_sheet
 from pretune.training.stop import Interrupted, Stopped
 from tests.tasks.alignment.preferences import ROWS, recipe, saved, write
-from tests.training.outcomes import StopAt, assert_alike, outcome
+from tests.training.outcomes import assert_alike, outcome, stopped_after
 
 ASKED = [{"prompt": row["prompt"], "completion": row["chosen"]} for row in ROWS]
 
@@ -131,15 +130,12 @@ def test_a_run_that_was_stopped_inside_a_rollout(
     name: str,
     changes: dict[str, Any],
     made: Callable[..., Recipe],
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """What is resumed is bit for bit what was never stopped: also the reference is the same."""
     train_recipe(made(name, "whole", **changes), quiet=True)
     part = made(name, "part", **changes)
-    with monkeypatch.context() as patch:
-        patch.setattr(run, "StopRequest", lambda say: StopAt(1))
-        with pytest.raises(Interrupted):
-            train_recipe(part, quiet=True)
+    with stopped_after(1):
+        train_recipe(part, quiet=True)
     resume(part.output, quiet=True)
     assert_alike(outcome(part.output), outcome(Path(part.output).with_name("whole")))
 
@@ -260,14 +256,10 @@ def test_a_figure_ends_the_run(
     assert resume(tmp_path / "run", quiet=True) == result
 
 
-def test_a_limit_may_change_when_a_run_is_resumed(
-    made: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_limit_may_change_when_a_run_is_resumed(made: Callable[..., Recipe]) -> None:
     part = made("grpo", **{"task.group": 2, "train.stop_on": {"kl": 1e9}})
-    with monkeypatch.context() as patch:
-        patch.setattr(run, "StopRequest", lambda say: StopAt(1))
-        with pytest.raises(Interrupted):
-            train_recipe(part, quiet=True)
+    with stopped_after(1):
+        train_recipe(part, quiet=True)
     result = resume(part.output, {"train.stop_on": {"reply_tokens": 1}}, quiet=True)
     assert result.stopped_on is not None
     assert result.stopped_on["step"] == result.steps == 2
@@ -327,7 +319,7 @@ def test_evaluations_of_few_replies_are_told(
 
 
 def test_the_models_beside_a_run_may_not_change(
-    made: Callable[..., Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    made: Callable[..., Recipe], tmp_path: Path
 ) -> None:
     tasks: dict[str, Any] = {"scores": Reward(RewardOptions(max_length=64))}
     tasks["judges"] = Reward(RewardOptions(max_length=32))
@@ -339,10 +331,8 @@ def test_the_models_beside_a_run_may_not_change(
     options = {"task.reward": {"run": str(tmp_path / "scores")}, "task.group": 2}
     options |= {"task.judge": {"run": str(tmp_path / "judges")}}
     part = made("grpo", **options, **{"task.reference": str(tmp_path / "other")})
-    with monkeypatch.context() as patch:
-        patch.setattr(run, "StopRequest", lambda say: StopAt(1))
-        with pytest.raises(Interrupted):
-            train_recipe(part, quiet=True)
+    with stopped_after(1):
+        train_recipe(part, quiet=True)
     for name, key in (("scores", "reward"), ("judges", "judge"), ("other", "reference")):
         file = tmp_path / name / "config.json"
         before = file.read_text(encoding="utf-8")
@@ -366,10 +356,8 @@ def test_what_looks_wrong_is_said_once(
 
     monkeypatch.setattr(Grpo, "warning", warning)
     part = made("grpo", **{"task.group": 2, "train.eval_every": 1, "train.learning_rate": 1e-2})
-    with monkeypatch.context() as patch:
-        patch.setattr(run, "StopRequest", lambda say: StopAt(2))
-        with pytest.raises(Interrupted):
-            train_recipe(part)
+    with stopped_after(2):
+        train_recipe(part)
     result = resume(part.output)
     assert result.warnings == ["it rose alone"]
     assert len(compared) == 2

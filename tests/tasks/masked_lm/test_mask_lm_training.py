@@ -28,13 +28,11 @@ from pretune.recipe.recipe import Recipe, builtin_recipes
 from pretune.tasks.features import featurize
 from pretune.tasks.masked_lm.mask_lm import MaskLm, MaskLmOptions
 from pretune.tasks.masked_lm.masked_sequences import MASKED, PAIR_LABEL, WORDS
-from pretune.training import run
 from pretune.training.data import read_data
 from pretune.training.run import resume, train_recipe
-from pretune.training.stop import Interrupted
 from pretune.training.validation import evaluate_features
 from tests.training.groups import STEADY, Together, assert_close, result_of, weights
-from tests.training.outcomes import StopAt, assert_alike, outcome
+from tests.training.outcomes import assert_alike, outcome, stopped_after
 
 Make = Callable[..., Recipe]
 
@@ -327,17 +325,13 @@ class TestRuns:
         assert_close(parts.output, weights(once.output))
 
     @pytest.mark.parametrize("kind", KINDS)
-    def test_resumed_as_never_stopped(
-        self, kind: str, make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_resumed_as_never_stopped(self, kind: str, make: Make, tmp_path: Path) -> None:
         changes = {"model__dropout": 0.2, "train__workers": 1, "train__log_every": 2}
         whole = make(KINDS[kind], **changes, output=str(tmp_path / "whole"))
         train_recipe(whole, quiet=True)
         cut = whole.changed({"output": str(tmp_path / "cut")})
-        with monkeypatch.context() as patch:
-            patch.setattr(run, "StopRequest", lambda say: StopAt(5))
-            with pytest.raises(Interrupted):
-                train_recipe(cut, quiet=True)
+        with stopped_after(5):
+            train_recipe(cut, quiet=True)
         resume(cut.output, quiet=True)
         assert_alike(outcome(cut.output), outcome(whole.output))
 
