@@ -20,7 +20,11 @@ from pretune.export.cut_vocabulary import (
     cut_vocabulary,
     kept_tokens,
     texts_of,
+    used_text,
 )
+from pretune.models.backbone import backbone_of
+from pretune.models.heads.replaced import companion_of, shares_embeddings
+from pretune.tasks.replaced_token.detect import DetectReplaced, ReplacedTokenOptions
 from pretune.tokenizers.load import load_tokenizer
 from pretune.tokenizers.tokenizer import Tokenizer
 from pretune.tokenizers.train import train_tokenizer
@@ -144,6 +148,46 @@ def test_a_masked_lm_predicts_among_what_is_left(tiny_folder: Path, tmp_path: Pa
     (encoded,) = bundle.tokenizer.encode(["good film"])
     with torch.inference_mode():
         assert bundle.model(PackedBatch.of([encoded.ids])).shape[1] == bundle.tokenizer.vocab_size
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_generator_loses_the_same_tokens(shared: bool, tiny_folder: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    options = ReplacedTokenOptions(max_length=16, share_embeddings=shared)
+    bundle = load(tiny_folder, task=DetectReplaced(options))
+    generator = companion_of(bundle.model)
+    assert generator is not None
+    assert shares_embeddings(bundle.model) == shared
+    texts = ["the good film"]
+
+    def outputs() -> tuple[torch.Tensor, torch.Tensor]:
+        batch = PackedBatch.of([e.ids for e in bundle.tokenizer.encode(texts)])
+        with torch.inference_mode():
+            return bundle.model(batch).logits, generator(batch)
+
+    before = outputs()
+    kept = kept_tokens(bundle.tokenizer, {i for e in bundle.tokenizer.encode(texts) for i in e.ids})
+    cut_vocabulary(bundle, UsedText(texts, set()))
+    after = outputs()
+    assert torch.equal(after[0], before[0])
+    torch.testing.assert_close(after[1], before[1][:, kept])
+    assert shares_embeddings(bundle.model) == shared
+    (tmp_path / "small").mkdir()
+    save(bundle, tmp_path / "small")
+    again = companion_of(load(tmp_path / "small").model)
+    assert again is not None
+    assert len(backbone_of(again).embeddings.tokens.weight) == len(kept)
+
+
+def test_a_model_for_gaps_is_cut_by_texts_without_gaps(tiny_folder: Path, tmp_path: Path) -> None:
+    bundle = CASES["mask_lm"].bundle(tiny_folder, tmp_path)
+    data = tmp_path / "data.jsonl"
+    data.write_text('{"text": "the good film"}\n{"text": "bad"}\n', encoding="utf-8")
+    used = used_text(bundle, [str(data)])
+    assert used.texts == ["the good film", "bad"]
+    cut_vocabulary(bundle, used)
+    assert "film" in bundle.tokenizer.engine.get_vocab()
+    assert "##able" not in bundle.tokenizer.engine.get_vocab()
 
 
 def test_text_that_is_held_back_is_counted(classifier: Bundle) -> None:

@@ -185,6 +185,20 @@ def test_tokens_that_are_kept_have_the_same_states_and_logits(kind: str) -> None
         torch.testing.assert_close(after, before[:, kept], atol=1e-6, rtol=1e-6)
 
 
+@pytest.mark.parametrize("end", [9, [9, 39]])
+def test_tokens_that_the_configuration_names_have_their_new_numbers(end: object) -> None:
+    """Llama 3 and Gemma have a list of tokens that end a text."""
+    config_class = FAMILIES["llama"].backbone.config_class
+    names = {config_class.names.get(name, name): value for name, value in SIZES.items()}
+    config = config_class(**names, num_key_value_heads=4, head_dim=6, eos_token_id=end)
+    model = FAMILIES["llama"].build(config)
+    assert isinstance(model, Backbone)
+    kept = [1, 2, 5, 9, 30, 39]
+    keep_tokens(model, kept)
+    assert model.config.bos_token_id == 0
+    assert model.config.eos_token_id == ([3, 5] if isinstance(end, list) else 3)
+
+
 def test_an_adapter_would_fit_no_published_model() -> None:
     model = build_head(backbone("gpt2"), "causal_lm")
     prune_heads(model.backbone, {0: [1]})

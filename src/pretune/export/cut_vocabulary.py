@@ -20,6 +20,7 @@ import json
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from pretune.inference.predict import read_inputs
 from pretune.models.pruned import keep_tokens, token_entries
 from pretune.tasks.base import UsesTokenizer
 from pretune.tasks.features import record_features
+from pretune.tasks.masked_lm.masked_sequences import MasksSequences
 from pretune.tokenizers.tokenizer import Tokenizer
 
 #: One text of so many is held back, to see how the cut tokenizer does on text that it never saw.
@@ -83,7 +85,8 @@ def used_text(
     tokens: set[int] = set()
     for source in sources:
         texts += texts_of(read(source, encoding=encoding, quoting=quoting).rows)
-        if bundle.task is not None:
+        # What a model for gaps is asked has gaps; what it was trained on has none.
+        if bundle.task is not None and not isinstance(bundle.task, MasksSequences):
             records = read_inputs(
                 bundle, Path(source), columns=columns, encoding=encoding, quoting=quoting
             )
@@ -114,7 +117,7 @@ def cut_vocabulary(bundle: Bundle, used: UsedText) -> HeldBackText:
         raise CheckpointError(
             "--vocab: this model has a second tokenizer for what it writes", "Leave out --vocab."
         )
-    always = {*token_entries(bundle.backbone).values(), *_framing(bundle), *used.tokens}
+    always = {*chain(*token_entries(bundle.backbone).values()), *_framing(bundle), *used.tokens}
     kept = kept_tokens(tokenizer, _used(tokenizer, texts) | always)
     smaller = cut_tokenizer(tokenizer, kept)
     _check_equal(tokenizer, smaller, kept, texts)

@@ -11,6 +11,8 @@ loads the file.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +21,7 @@ from pretune.errors import CheckpointError, with_article
 from pretune.models.backbone import Backbone, backbone_of
 from pretune.models.config import REMOVED_HEADS
 from pretune.models.heads.language import LanguageModelHead
+from pretune.models.heads.replaced import companion_of, share_embeddings, shares_embeddings
 from pretune.models.layers import (
     FeedForward,
     GatedFeedForward,
@@ -192,12 +195,19 @@ def whole_heads(backbone: Backbone, state: Mapping[str, Tensor]) -> dict[str, Te
 def keep_tokens(model: nn.Module, kept: Sequence[int]) -> None:
     """Remove all tokens but these from the table of embeddings and from the output layer.
 
+    A companion of the model loses them, too, and keeps sharing its embeddings.
+
     Args:
         model: a backbone, or a model that holds one as `backbone`.
         kept: the numbers of the tokens that stay, in their order; among them every token that the
             configuration names (`pad_token_id`, ...).
     """
-    backbone = backbone_of(model)
+    backbone, companion = backbone_of(model), companion_of(model)
+    named = token_entries(backbone)
+    shared = shares_embeddings(model)
+    if companion is not None and shared:  # each by itself, and together again afterwards
+        beside = backbone_of(companion)
+        beside.embeddings = deepcopy(beside.embeddings)
     table, places = backbone.embeddings.tokens, torch.tensor(kept)
     table.weight = _part(table.weight, table.weight[places])
     table.num_embeddings = len(kept)
@@ -210,20 +220,30 @@ def keep_tokens(model: nn.Module, kept: Sequence[int]) -> None:
     if isinstance(own, Linear):
         _keep_outputs(own, places)
     new = {old: number for number, old in enumerate(kept)}
-    named = token_entries(backbone)
     if "pad_token_id" in named:
-        backbone.renumber_padding(new[named["pad_token_id"]])
-    backbone.config = backbone.config.resized(
-        vocab_size=len(kept), **{name: new[old] for name, old in named.items()}
-    )
+        backbone.renumber_padding(new[named["pad_token_id"][0]])
+    # Entries are a number each, or a list of several.
+    numbers = {name: [new[old] for old in own] for name, own in named.items()}
+    entries: dict[str, Any] = {
+        name: own[0] if isinstance(getattr(backbone.config, name), int) else own
+        for name, own in numbers.items()
+    }
+    backbone.config = backbone.config.resized(vocab_size=len(kept), **entries)
+    if companion is not None:
+        keep_tokens(companion, kept)
+        if shared:
+            share_embeddings(backbone, backbone_of(companion))
 
 
-def token_entries(backbone: Backbone) -> dict[str, int]:
-    """The entries of the configuration that name a token of the vocabulary, such as padding."""
-    entries = vars(backbone.config).items()
+def token_entries(backbone: Backbone) -> dict[str, list[int]]:
+    """The tokens of the vocabulary that entries of the configuration name, such as padding."""
     rows = len(backbone.embeddings.tokens.weight)
-    named = {k: v for k, v in entries if k.endswith("_token_id") and isinstance(v, int)}
-    return {name: token for name, token in named.items() if 0 <= token < rows}
+    named: dict[str, list[int]] = {}
+    for name, value in vars(backbone.config).items():
+        given = [value] if isinstance(value, int) else value
+        if name.endswith("_token_id") and given is not None:
+            named[name] = [token for token in given if 0 <= token < rows]
+    return {name: tokens for name, tokens in named.items() if tokens}
 
 
 def _places(units: Sequence[int], size: int) -> Tensor:
