@@ -317,6 +317,19 @@ class TestWhatDoesNotFit:
             train_recipe(of(school, tmp_path / "run").changed(changes), quiet=True)
         assert not (tmp_path / "run").exists()
 
+    def test_fewer_labels_than_the_teacher_has(
+        self, school: Path, tmp_path: Path, tiny_folder: Path
+    ) -> None:
+        """Named in the recipe; data that have only some of them are welcome."""
+        more = write(tmp_path / "more.jsonl", [*ROWS, *[{"text": "un", "label": "so"}] * 4])
+        three = of(school, tmp_path / "three", tiny_folder, data__train=more)
+        train_recipe(three, quiet=True)
+        recipe = of(school, tmp_path / "run", teacher__from=[str(tmp_path / "three")])
+        with pytest.raises(PretuneError, match="the student lacks so"):
+            train_recipe(recipe.changed({"task.labels": ["good", "bad"]}), quiet=True)
+        train_recipe(recipe, quiet=True)
+        assert pretune.load(tmp_path / "run").task.labels == ["bad", "good", "so"]
+
     def test_a_teacher_without_a_task(
         self, school: Path, tmp_path: Path, tiny_folder: Path
     ) -> None:

@@ -86,7 +86,7 @@ def student_task(recipe: Recipe) -> AnyTask:
     task: Any = taught(kind)(options)
     if state is not None:
         task = task.with_state(state)
-        task.known_labels = labels
+        task.known_labels = None if named else labels
     if isinstance(task, TeachableRecord):
         task.unlabelled = True
     return cast(AnyTask, task)
