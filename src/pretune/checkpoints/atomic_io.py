@@ -98,6 +98,28 @@ def remove_folder(path: Path) -> None:
     _discard(aside)
 
 
+def replace_folder(path: Path, whole: Path) -> None:
+    """Put a complete folder in the place of an earlier one, which goes only after that.
+
+    Args:
+        path: the earlier folder, or a link to one: then the link goes.
+        whole: beside it; its name is free afterwards.
+
+    Raises:
+        OSError: it cannot be done; the earlier folder is where it was.
+    """
+    aside = _aside(path)
+    _discard(aside)
+    os.rename(path, aside)
+    try:
+        os.rename(whole, path)
+    except BaseException:
+        os.rename(aside, path)
+        raise
+    sync_path(path.parent)
+    _discard(aside)
+
+
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
     """Yield a temporary path; the file gets its name once it is complete and on the disk.

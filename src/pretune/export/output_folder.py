@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,7 @@ from pretune.checkpoints.atomic_io import (
     check_new_name,
     is_aside,
     remove_folder,
+    replace_folder,
 )
 from pretune.errors import RunError, not_writable
 
@@ -24,6 +26,7 @@ def check_new_folder(path: Path, what: str = "folder") -> None:
     Raises:
         RunError: there is something of that name.
     """
+    _check_link(path)
     if path.exists():
         raise RunError(f"{path}: exists already", f"Name another {what}: --output {what.upper()}.")
 
@@ -36,6 +39,7 @@ def check_output_folder(path: Path, *, overwrite: bool) -> None:
             the name cannot be used.
     """
     check_new_name(path)
+    _check_link(path)
     if not path.exists():
         return
     if not path.is_dir():
@@ -47,6 +51,15 @@ def check_output_folder(path: Path, *, overwrite: bool) -> None:
         raise RunError(
             f"{path}: is not the folder of one model; nothing is replaced there",
             "Name another --output.",
+        )
+
+
+def _check_link(path: Path) -> None:
+    """Refuse a link to nothing, in whose place no folder can be put."""
+    if path.is_symlink() and not path.exists():
+        raise RunError(
+            f"{path}: is a link to {os.readlink(path)}, which is not there",
+            "Remove the link, or name another --output.",
         )
 
 
@@ -66,7 +79,6 @@ def output_folder(path: Path, *, overwrite: bool) -> Iterator[Path]:
         with atomic_folder(whole) as place:
             yield place
         if whole != path:
-            remove_folder(path)
-            whole.rename(path)
+            replace_folder(path, whole)
     except OSError as error:
         raise not_writable(path, "--output", error) from None
