@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
@@ -10,7 +12,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from gguf import MODEL_ARCH, MODEL_TENSOR, MODEL_TENSORS, TENSOR_NAMES, GGUFReader, TokenType
+from gguf import (
+    MODEL_ARCH,
+    MODEL_TENSOR,
+    MODEL_TENSORS,
+    TENSOR_NAMES,
+    GGUFReader,
+    GGUFWriter,
+    TokenType,
+)
 
 from pretune.bundle.bundle import Bundle, load
 from pretune.errors import CheckpointError, RunError
@@ -69,6 +79,15 @@ def test_tensors_and_vocabulary(gpt2: Bundle, tmp_path: Path) -> None:
     assert len(fields["tokenizer.ggml.merges"]) > 3
 
 
+def test_what_a_killed_export_left_is_removed(gpt2: Bundle, tmp_path: Path) -> None:
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    left = tmp_path / f".model.gguf.{dead.pid}.tmp"
+    left.write_bytes(b"half")
+    export_gguf(gpt2, tmp_path / "model.gguf")
+    assert [path.name for path in tmp_path.iterdir()] == ["model.gguf"]
+
+
 def test_other_models_are_refused(gpt2: Bundle, tiny_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"a bert model \(bare\) cannot be written as GGUF"):
         export_gguf(tiny_folder, tmp_path / "model.gguf")
@@ -79,3 +98,17 @@ def test_other_models_are_refused(gpt2: Bundle, tiny_folder: Path, tmp_path: Pat
     with pytest.raises(RunError, match="exists already"):
         export_gguf(gpt2, tmp_path / "taken")
     assert [path.name for path in tmp_path.iterdir()] == ["taken"]
+
+
+def test_a_disk_that_takes_a_part(
+    gpt2: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Numpy tells how much it wrote, and not why: it has no number of an error."""
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError("9600 requested and 2360 written")
+
+    monkeypatch.setattr(GGUFWriter, "write_tensors_to_file", full)
+    with pytest.raises(RunError, match=r"model\.gguf: the disk took only a part of the file"):
+        export_gguf(gpt2, tmp_path / "model.gguf")
+    assert list(tmp_path.iterdir()) == []

@@ -177,6 +177,12 @@ def test_points(task: str, metric: str, after: float, lost: float) -> None:
     assert points_lost(task, metric, 0.9, after) == pytest.approx(lost)
 
 
+def test_a_loss_of_zero_may_not_grow() -> None:
+    """Of nothing there is no percent: a model that knew all and knows nothing would pass."""
+    assert points_lost("causal_lm", "loss", 0.0, 5.0) == float("inf")
+    assert points_lost("causal_lm", "loss", 0.0, 0.0) == 0
+
+
 @pytest.mark.parametrize(
     "name",
     ["multilabel", "regress", "choose", "tag", "tag_crf", "answer", "mask_lm_each", "translate"],

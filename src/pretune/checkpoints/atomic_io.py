@@ -37,8 +37,11 @@ def sweep(folder: Path) -> None:
             _discard(path)
 
 
-def _discard_left(path: Path) -> None:
-    """Remove what killed processes left of a file or folder that gets this name."""
+def discard_left(path: Path) -> None:
+    """Remove what killed processes left of a file or folder that gets this name.
+
+    Only for what no other machine may be writing at this moment: its processes look like dead ones.
+    """
     with suppress(OSError):  # a folder that cannot be listed
         for left in path.parent.iterdir():
             match = _ASIDE.fullmatch(left.name)
@@ -159,7 +162,7 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     check_new_name(path)
     make_folder(path.parent)
     aside = _aside(path)
-    _discard_left(path)
+    discard_left(path)
     aside.mkdir()
     try:
         yield aside

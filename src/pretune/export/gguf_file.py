@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 import torch
 
 from pretune.bundle.bundle import Bundle, load
-from pretune.checkpoints.atomic_io import atomic_file, make_folder
+from pretune.checkpoints.atomic_io import atomic_file, discard_left, make_folder
 from pretune.errors import CheckpointError, RunError, not_writable, with_article
 from pretune.export.onnx_files import exported_model
 from pretune.export.onnx_models import LANGUAGE_MODELS, other_engine
@@ -73,18 +74,23 @@ def export_gguf(
     tensors = _tensors(bundle)
     try:
         make_folder(path.parent)
+        discard_left(path)
         with atomic_file(path) as aside:
-            writer = gguf.GGUFWriter(aside, "gpt2")
-            _write_sizes(writer, bundle)
-            _write_vocabulary(writer, bundle, vocabulary, gguf.TokenType)
-            for name, array in tensors.items():
-                writer.add_tensor(name, array)
-            writer.write_header_to_file()
-            writer.write_kv_data_to_file()
-            writer.write_tensors_to_file()
-            writer.close()
+            with closing(gguf.GGUFWriter(aside, "gpt2")) as writer:
+                _write_sizes(writer, bundle)
+                _write_vocabulary(writer, bundle, vocabulary, gguf.TokenType)
+                for name, array in tensors.items():
+                    writer.add_tensor(name, array)
+                writer.write_header_to_file()
+                writer.write_kv_data_to_file()
+                writer.write_tensors_to_file()
             _check_written(gguf.GGUFReader(aside), tensors)
     except OSError as error:
+        if error.errno is None:  # numpy's, which counts what was written
+            raise RunError(
+                f"{path}: the disk took only a part of the file; it may be full",
+                "Make room, or choose another --output.",
+            ) from None
         raise not_writable(path, "--output", error) from None
     return GgufExport(path, path.stat().st_size, len(tensors))
 

@@ -8,6 +8,7 @@ Each setting answers the data, and is compared with float32 example by example.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -427,7 +428,9 @@ def _measure(answered: Answered) -> tuple[str | None, float | None]:
 def points_lost(task: str, metric: str, before: float, after: float) -> float:
     """How much worse a metric became: points of 100, or percent where lower is better."""
     if lower_is_better(metric):
-        return 100 * (after - before) / abs(before) if before else 0.0
+        if not before:  # whatever is added to nothing is too much
+            return 0.0 if after <= 0 else math.inf
+        return 100 * (after - before) / abs(before)
     return (before - after) * (1 if task in IN_PERCENT else 100)
 
 
