@@ -58,6 +58,16 @@ class CheckpointError(PretuneError):
     """A model or tokenizer folder that is missing, damaged or of an unknown kind."""
 
 
+class NotFiniteError(CheckpointError):
+    """A model whose outputs are no numbers, such as one with weights of a diverged training."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the model computes numbers that are not finite",
+            "Its weights are broken: train it again, or copy it again.",
+        )
+
+
 class RunError(PretuneError):
     """A run folder that cannot be used, or a training that cannot go on."""
 

@@ -261,7 +261,8 @@ class Collector:
         before = -1
         while before != (now := sum(map(len, self.passing.values()))):
             before = now
-            names = {*SINKS, *self.errors, *(s.function.name for s in self.passing if s.function)}
+            own = (s.function.name for s in self.passing if s.function)
+            names = {*SINKS, *self.errors, *own, "__init__"}
             for module in self.modules:
                 for call, scope in module.calls:
                     if _called(call) in names:
@@ -324,7 +325,9 @@ class Collector:
     def _texts_of(self, scope: Scope, call: ast.Call) -> Iterator[ast.expr]:
         """The arguments of a call that are texts."""
         name = _called(call)
-        places, names = SINKS.get("PretuneError" if name in self.errors else name, ((), ()))
+        # An error that makes its own message gives it to the class above.
+        error = name in self.errors or ast.unparse(call.func) == "super().__init__"
+        places, names = SINKS.get("PretuneError" if error else name, ((), ()))
         for called in self._functions(scope, call):
             if own := self.passing.get(called):
                 places = (*places, *(i for i, p in enumerate(called.parameters) if p in own))

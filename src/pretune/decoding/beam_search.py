@@ -9,6 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from pretune.data.arrays import Array
+from pretune.errors import NotFiniteError
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,8 @@ class BeamSearch:
         `best` has at least `candidates` tokens of each, or the whole vocabulary. Returns, for each
         hypothesis that is now live, the row of the one it continues.
         """
+        if np.isnan(best.logprobs).any():
+            raise NotFiniteError
         # Rank all continuations of all hypotheses together.
         before = np.array([h.score for h in self.live], dtype=best.scores.dtype)
         totals = (best.scores + before[:, None]).ravel()

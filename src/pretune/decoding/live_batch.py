@@ -24,7 +24,7 @@ from pretune.decoding.continuations import (
 from pretune.decoding.decoding import Decoding
 from pretune.decoding.sampling import NEVER, bound_lengths, draw, narrow, penalize
 from pretune.decoding.sequence_reader import ReadPrompts, SequenceReader
-from pretune.errors import PretuneError
+from pretune.errors import NotFiniteError, PretuneError
 from pretune.models.language_model import LanguageModel
 from pretune.tokenizers.tokenizer import Tokenizer
 
@@ -265,6 +265,9 @@ def _choose(
 
     `logits` are `[B, V]`. The token is None if none is allowed.
     """
+    total = logits.logsumexp(-1)
+    if not bool((total < torch.inf).all()):  # NaN is not
+        raise NotFiniteError
     # Drafts of the same settings are one computation.
     groups: dict[Decoding, list[int]] = {}
     for row, draft in enumerate(drafts):
@@ -279,7 +282,6 @@ def _choose(
         chosen[slice(None) if every else rows] = tokens
         exhausted.update(row for row, none in zip(rows, none_left, strict=True) if none)
     # The log-probability is the model's own, before penalties and filters.
-    total = logits.logsumexp(-1)
     logprobs: Tensor = logits.gather(-1, chosen[:, None])[:, 0] - total
     top = _most_probable(logits, total, [draft.request.top_logprobs for draft in drafts])
     columns = zip(chosen.tolist(), logprobs.tolist(), top, strict=True)

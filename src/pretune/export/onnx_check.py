@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pretune.data.batch import PackedBatch
+from pretune.errors import NotFiniteError
 from pretune.export.onnx_models import Exported, Pooling
 from pretune.export.onnx_runtime import OnnxFile, OnnxModel, padded, run_passes, unpadded
 from pretune.inference.embed import pool
@@ -65,11 +66,16 @@ def compare_outputs(
         exported: the model, which says how long texts may be.
         outputs: runs both on a batch; gives pairs of what should be equal.
         progress: called with the number of batches done, and of all.
+
+    Raises:
+        NotFiniteError: the weights of the model are broken.
     """
     largest, cosine, texts = 0.0, 1.0, 0
     batches = list(random_batches(exported))
     for done, batch in enumerate(batches, 1):
         for ours, theirs in outputs(batch):
+            if not bool(ours.isfinite().all()):
+                raise NotFiniteError
             scale = max(1.0, float(ours.abs().max()))
             # NaN is no small difference.
             worst = float((ours - theirs).abs().max()) / scale

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from pretune.bundle.bundle import Bundle
 from pretune.checkpoints.int8_weights import rounded
 from pretune.data.records import Records
-from pretune.errors import DataError, RunError
+from pretune.errors import DataError, NotFiniteError, RunError
 from pretune.evaluation.compare import Interval, compare
 from pretune.evaluation.examine import Examined, examine
 from pretune.experiments.costs import FLOAT
@@ -410,6 +410,8 @@ def _answer(
     if isinstance(data, Records):
         how: dict[str, Any] = {"device": "cpu", "precision": "float32"}
         examined = examine(bundle, data, batch_tokens=batch_tokens, progress=progress, **how)
+        if any(math.isnan(example.loss) for example in examined.examples):
+            raise NotFiniteError
         return Answered(time.perf_counter() - begun, examined)
     if not data:
         raise DataError("no texts to compare vectors of", "Name other data.")

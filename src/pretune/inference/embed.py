@@ -22,7 +22,14 @@ from pretune.data.columns import as_text, label_column, text_columns, usual_text
 from pretune.data.prefetch import prefetched
 from pretune.data.readers.files import read, table_kind
 from pretune.data.records import Records
-from pretune.errors import CheckpointError, DataError, RunError, did_you_mean, with_article
+from pretune.errors import (
+    CheckpointError,
+    DataError,
+    NotFiniteError,
+    RunError,
+    did_you_mean,
+    with_article,
+)
 from pretune.inference.memory import keep_freed_memory
 from pretune.inference.predict import file_lines
 from pretune.inference.runtime import (
@@ -235,6 +242,9 @@ class Embedder:
 
         Returns:
             `[N, hidden]` float32 on the host, in their order; not yet of length 1, nor cut.
+
+        Raises:
+            NotFiniteError: the weights are broken.
         """
         states = torch.empty(len(features), self._hidden)
         for which in batches_by_length(features.lengths, self.batch_tokens):
@@ -242,6 +252,8 @@ class Embedder:
             with inference_context(self._device, self._precision):
                 pooled = pool(self._model, batch, self.pooling, left_out)
             states[batch.index] = pooled.float().cpu()
+        if not bool(states.isfinite().all()):
+            raise NotFiniteError
         return states
 
     def finished(

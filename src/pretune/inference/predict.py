@@ -16,7 +16,7 @@ from pretune.data.batch import FeatureSet, PackedBatch
 from pretune.data.readers.conll import WORDS
 from pretune.data.readers.files import kind_of_lines, table_kind
 from pretune.data.records import MAX_CHARS, ColumnNames, Records, not_finite
-from pretune.errors import DataError, RunError, describe_value
+from pretune.errors import DataError, NotFiniteError, RunError, describe_value
 from pretune.inference.memory import keep_freed_memory
 from pretune.inference.runtime import (
     check_precision,
@@ -220,6 +220,9 @@ class Predictor:
 
         Returns:
             the item of each feature, in their order.
+
+        Raises:
+            NotFiniteError: the weights are broken.
         """
         # Run the model on batches of about equally long sequences, in whatever order that gives.
         task, parts = task or self.task, dict[int, Any]()
@@ -231,10 +234,18 @@ class Predictor:
                 outputs = strategy.forward(self._model, batch)
                 strategy.commit()
                 outputs = with_answers(task, self._model, outputs, batch)
+            _refuse_nan(outputs)
             parts.update(zip(batch.index.tolist(), read(outputs, batch), strict=True))
             if progress is not None:
                 progress(len(parts), len(features))
         return [parts[number] for number in range(len(features))]
+
+
+def _refuse_nan(outputs: Any) -> None:
+    """Refuse logits that are no numbers, of which the best would be an answer like any other."""
+    logits = outputs if isinstance(outputs, torch.Tensor) else getattr(outputs, "logits", None)
+    if isinstance(logits, torch.Tensor) and not bool((logits < torch.inf).all()):  # NaN is not
+        raise NotFiniteError
 
 
 def _by_record(features: FeatureSet, items: Sequence[Any], count: int) -> list[list[Any]]:

@@ -7,14 +7,12 @@ Some is done in steps, one between two batches; continuations are written a toke
 from __future__ import annotations
 
 import copy
-import math
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +28,13 @@ from pretune.decoding.continuations import Prompt
 from pretune.decoding.decoding import Decoding
 from pretune.decoding.live_batch import LiveBatch
 from pretune.decoding.text_stream import TokenBytes
-from pretune.errors import CheckpointError, DataError, PretuneError, did_you_mean
+from pretune.errors import (
+    CheckpointError,
+    DataError,
+    NotFiniteError,
+    PretuneError,
+    did_you_mean,
+)
 from pretune.evaluation.explain import explain_records
 from pretune.inference.embed import Embedder
 from pretune.inference.fill import MaskFiller
@@ -262,23 +266,21 @@ class HeldModel:
         Raises:
             CheckpointError: it computes numbers that are not finite.
         """
-        values: list[Any] = []
+        try:
+            self._try()
+        except NotFiniteError as error:
+            raise CheckpointError(f"{self.served.source}: {error.message}", error.hint) from None
+
+    def _try(self) -> None:
         if self._embedder is not None:
-            values.append(self._embedder.embed(["a"]).ravel().tolist())
+            self._embedder.embed(["a"])
         task = self.bundle.task
         if self._predictor is not None and not isinstance(task, WritesAnswers):
             with suppress(DataError):  # some tasks want more than any text
                 rows = [dict.fromkeys(self.served.inputs, "a")]
-                answers = self._predictor.predict(records_of(self._predictor.task, rows))
-                values += [list(_numbers(answer.to_dict())) for answer in answers]
+                self._predictor.predict(records_of(self._predictor.task, rows))
         if self._generator is not None:
-            first = self._generator.generate(["a"], Decoding(max_new_tokens=1, temperature=0))
-            values.append(list(first[0].logprobs))
-        if not all(math.isfinite(number) for numbers in values for number in numbers):
-            raise CheckpointError(
-                f"{self.served.source}: the model computes numbers that are not finite",
-                "Its weights are broken: train it again, or copy it again.",
-            )
+            self._generator.generate(["a"], Decoding(max_new_tokens=1, temperature=0))
 
     # From a request to work.
 
@@ -690,16 +692,6 @@ class HeldModel:
             finish=None if chunk.done is None else chunk.done.finish,
             prompt_tokens=work.tokens,
         )
-
-
-def _numbers(value: object) -> Iterator[float]:
-    """Yield all numbers in a JSON-ready value."""
-    if isinstance(value, float):
-        yield value
-    elif isinstance(value, Mapping):
-        yield from chain.from_iterable(map(_numbers, value.values()))
-    elif isinstance(value, list | tuple):
-        yield from chain.from_iterable(map(_numbers, value))
 
 
 def _answering(task: AnyTask) -> AnyTask:
