@@ -97,6 +97,18 @@ def test_what_was_not_seen_can_still_be_spelled(kind: str) -> None:
         assert smaller.decode(new.ids) == tokenizer.decode(old.ids)
 
 
+def test_a_template_may_know_tokens_that_it_never_uses() -> None:
+    tokenizer = unigram()
+    engine = tokenizer.engine
+    names = [("<s>", engine.token_to_id("<s>")), ("film", engine.token_to_id("▁film"))]
+    engine.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=names)
+    kept = kept_tokens(tokenizer, {i for e in tokenizer.encode(["bad"]) for i in e.ids})
+    smaller = cut_tokenizer(tokenizer, kept)
+    (old,), (new,) = tokenizer.encode(["bad"]), smaller.encode(["bad"])
+    assert "▁film" not in smaller.engine.get_vocab()
+    assert smaller.tokens(new.ids) == tokenizer.tokens(old.ids)
+
+
 def test_ideographs_within_words_are_not_kept_where_none_can_be(tiny_folder: Path) -> None:
     engine = json.loads(load_tokenizer(tiny_folder).engine.to_str())
     vocabulary = engine["model"]["vocab"]

@@ -239,8 +239,13 @@ def _renumber(processor: Any, new: Mapping[int, int]) -> None:
     for inner in processor.get("processors") or ():
         _renumber(inner, new)
     special = processor.get("special_tokens")
-    for entry in special.values() if isinstance(special, dict) else ():
-        entry["ids"] = [new[number] for number in entry["ids"]]
+    if isinstance(special, dict):
+        # It may know tokens that it never puts anywhere, and that are gone.
+        processor["special_tokens"] = special = {
+            name: entry for name, entry in special.items() if {*entry["ids"]} <= new.keys()
+        }
+        for entry in special.values():
+            entry["ids"] = [new[number] for number in entry["ids"]]
     for name in ("sep", "cls"):
         if isinstance(processor.get(name), list):
             token, number = processor[name]
