@@ -80,7 +80,9 @@ def test_a_dry_run_writes_nothing(run: Path, data: Path, tmp_path: Path) -> None
         (["--heads", "1.0", "--dry-run"], "keeps at least one"),
         (["--ffn", "2", "--dry-run"], "a share is from 0 to 1"),
         (["--layers", "7", "--dry-run"], "has the layers 0 to 1"),
-        (["--ffn", "0.5", "--dry-run", "--encoding", "gb18030"], "--data"),
+        (["--ffn", "0.5", "--dry-run", "--encoding", "gb18030"], "--encoding is about --data"),
+        (["--ffn", "0.5", "--dry-run", "--limit", "3"], "--limit is about --data, and there is"),
+        (["--heads", "0.01", "--dry-run"], "--heads 0.01: of 8 that is none"),
         (["--ffn", "0.5", "--dry-run", "--data", "none.tsv"], "none.tsv"),
     ],
 )

@@ -52,11 +52,17 @@ def test_the_least_heads_of_all_layers_go_and_each_layer_keeps_its_best() -> Non
         least_heads(scores, 0.8)
     with pytest.raises(RunError, match="6 of 6 heads"):
         least_heads(scores, 1.0)
+    with pytest.raises(RunError, match=r"--heads 0\.01: of 6 that is none") as error:
+        least_heads(scores, 0.01)
+    assert error.value.hint == "Leave it out, or remove one at least: --heads 0.17."
+    assert least_heads(scores, 0.17) == {0: [2]}
 
 
 def test_the_best_neurons_stay_in_their_order() -> None:
     scores = [torch.tensor([0.1, 0.4, 0.2, 0.3]), torch.tensor([4.0, 3.0, 2.0, 1.0])]
     assert [own.tolist() for own in best_neurons(scores, 0.5)] == [[1, 3], [0, 1]]
+    with pytest.raises(RunError, match=r"--ffn 0\.1: of 4 that is none"):
+        best_neurons(scores, 0.1)
     with pytest.raises(RunError, match="no neuron would be left of 4"):
         best_neurons(scores, 1.0)
 

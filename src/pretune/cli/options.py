@@ -189,13 +189,25 @@ def examples_to_judge(
     return texts[:limit]
 
 
-def only_with_data(context: typer.Context, data: str | None, called: str) -> None:
-    """Refuse options that say how to read data where no data are named by the option `called`."""
+def only_with_data(
+    context: typer.Context, data: str | None, called: str, *, validation: bool = True
+) -> None:
+    """Refuse options that say how to read data where no data are named by the option `called`.
+
+    Args:
+        context: of the command.
+        data: that are named.
+        called: the option that names them.
+        validation: whether a run's validation data take their place, of which some may be read.
+    """
+    about = _ABOUT_DATA if validation else (*_ABOUT_DATA, "limit")
     for parameter in context.command.params if data is None else ():
         source = context.get_parameter_source(parameter.name or "")
-        if parameter.name in _ABOUT_DATA and source is not None and source.name == "COMMANDLINE":
+        if parameter.name in about and source is not None and source.name == "COMMANDLINE":
+            none = f"{parameter.opts[0]} is about {called}, and there is none"
             raise PretuneError(
-                f"{parameter.opts[0]} is about {called}, and there is none: the validation data "
-                "are read as their run's recipe says",
+                f"{none}: the validation data are read as their run's recipe says"
+                if validation
+                else none,
                 f"Leave it out, or name the data: {called}.",
             )

@@ -77,7 +77,7 @@ def prune(
     # Mistakes in the command line are reported before the model is loaded.
     plan = PruningPlan(layers, heads, ffn, tuple(vocab or ()))
     if not vocab:
-        options.only_with_data(context, data, "--data")
+        options.only_with_data(context, data, "--data", validation=False)
     target = options.written_folder(output, dry_run=dry_run)
     if target is not None:
         check_output_folder(target, overwrite=overwrite)

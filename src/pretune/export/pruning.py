@@ -212,10 +212,10 @@ def least_heads(importance: Sequence[torch.Tensor], share: float) -> dict[int, l
         layer -> numbers of heads.
 
     Raises:
-        RunError: fewer heads than layers would be left.
+        RunError: fewer heads than layers would be left, or all of them.
     """
     total = sum(map(len, importance))
-    count, most = round(share * total), total - len(importance)
+    count, most = _share_of("--heads", share, total), total - len(importance)
     if count > most:
         raise RunError(
             f"--heads {share:g}: {count} of {total} heads, but each of {len(importance)} layers "
@@ -242,15 +242,26 @@ def best_neurons(importance: Sequence[torch.Tensor], share: float) -> list[torch
         share: of the neurons of a layer to remove.
 
     Raises:
-        RunError: none would be left.
+        RunError: none would be left, or all of them.
     """
     width = len(importance[0])
-    count = width - round(share * width)
+    count = width - _share_of("--ffn", share, width)
     if count < 1:
         raise RunError(
             f"--ffn {share:g}: no neuron would be left of {width}", "Keep some: --ffn 0.5."
         )
     return [scores.topk(count).indices.sort().values for scores in importance]
+
+
+def _share_of(option: str, share: float, total: int) -> int:
+    """How many units a share of them is, which must be one at least."""
+    count = round(share * total)
+    if not count:
+        raise RunError(
+            f"{option} {share:g}: of {total} that is none",
+            f"Leave it out, or remove one at least: {option} {1 / total:.2g}.",
+        )
+    return count
 
 
 def model_size(
