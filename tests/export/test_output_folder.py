@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pretune.checkpoints.atomic_io import atomic_text
 from pretune.errors import RunError
 from pretune.export.output_folder import check_new_folder, check_output_folder, output_folder
 
@@ -72,6 +74,19 @@ def test_a_link_to_a_model_is_replaced_and_the_model_stays(earlier: Path, tmp_pa
     written(link)
     assert not link.is_symlink()
     assert (earlier / "config.json").read_text(encoding="utf-8") == "earlier"
+
+
+@pytest.mark.parametrize("url", ["s3://bucket/model", "gs://bucket/model", "hf://me/model"])
+def test_a_url_is_no_folder_on_the_disk(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for check in (check_new_folder, partial(check_output_folder, overwrite=False)):
+        with pytest.raises(RunError, match="is a place in object storage"):
+            check(Path(url))
+    with pytest.raises(RunError, match="is a place in object storage"):
+        atomic_text(Path(url), "x")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_link_to_nothing_is_refused_before_the_work(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from pretune.errors import RunError
 from pretune.host import is_running, sync_path
+from pretune.storage.object_store import is_url, url_of
 from pretune.text.terminal import in_line
 
 _ASIDE = re.compile(r"\..+\.(\d+)\.tmp")
@@ -63,11 +64,18 @@ def _discard(path: Path) -> None:
 
 
 def check_new_name(path: Path) -> None:
-    """Refuse names for new files and folders that would cut notes, logs and commands in two.
+    """Refuse names for new files and folders that are URLs, or would cut notes and logs in two.
 
     Raises:
-        RunError: a name holds a line end or another control character, or is not in UTF-8.
+        RunError: the path is a place in object storage, where it would become a folder `s3:` on the
+            disk; or a name holds a line end or another control character, or is not in UTF-8.
     """
+    if is_url(path):
+        raise RunError(
+            f"{in_line(url_of(path))}: is a place in object storage, and this is written to the "
+            "disk",
+            "Name a path on the disk, and copy it from there.",
+        )
     for place in (path, *path.parents):
         if os.path.lexists(place):
             return

@@ -24,8 +24,9 @@ def check_new_folder(path: Path, what: str = "folder") -> None:
     """Refuse a name that is taken.
 
     Raises:
-        RunError: there is something of that name.
+        RunError: there is something of that name, or it cannot be used.
     """
+    check_new_name(path)
     _check_link(path)
     if path.exists():
         raise RunError(f"{path}: exists already", f"Name another {what}: --output {what.upper()}.")
