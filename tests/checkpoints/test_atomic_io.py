@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from pretune.checkpoints import atomic_io as files
-from pretune.checkpoints.atomic_io import atomic_folder, atomic_text, point
+from pretune.checkpoints.atomic_io import atomic_file, atomic_folder, atomic_text, point
 
 
 class Interrupted(BaseException):
@@ -114,6 +114,36 @@ class TestFolder:
             (folder / "a.txt").write_text("a")
             inner = folder.name
         assert done == ["a.txt", inner, "rename", tmp_path.name]
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o027, 0o077])
+class TestWhoMayRead:
+    """safetensors writes files of mode 600; a server is often another user than the trainer."""
+
+    @pytest.fixture(autouse=True)
+    def set_umask(self, umask):
+        before = os.umask(umask)
+        yield
+        os.umask(before)
+
+    def test_file(self, tmp_path, umask):
+        with atomic_file(tmp_path / "a") as aside:
+            aside.unlink()  # safetensors makes another file, too
+            aside.touch(0o600)
+        assert (tmp_path / "a").stat().st_mode & 0o777 == 0o666 & ~umask
+
+    def test_folder(self, tmp_path, umask):
+        with atomic_folder(tmp_path / "model") as place:
+            (place / "onnx").mkdir()
+            for name in ("model.safetensors", "onnx/model.onnx"):
+                (place / name).touch(0o600)
+            (place / "run.sh").touch(0o700)
+        modes = {
+            path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "model").rglob("*.*")
+        }
+        usual = 0o666 & ~umask
+        names = ("model.safetensors", "model.onnx")
+        assert modes == {**dict.fromkeys(names, usual), "run.sh": 0o700 | usual}
 
 
 class TestPoint:

@@ -131,6 +131,23 @@ def replace_folder(path: Path, whole: Path) -> None:
     _discard(aside)
 
 
+def _open_up(file: Path, like: os.stat_result) -> None:
+    """Let those read a new file who can read any other file that this process makes.
+
+    safetensors writes files that only their owner can read; a server often is another user.
+
+    Args:
+        file: complete, without its name.
+        like: a file or folder that was made by plain means.
+    """
+    if file.is_symlink() or not file.is_file():
+        return
+    mode, readers = file.stat().st_mode & 0o777, like.st_mode & 0o444
+    if mode & readers != readers:
+        with suppress(OSError):  # a file system without such rights
+            file.chmod(mode | readers)
+
+
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
     """Yield a temporary path; the file gets its name once it is complete and on the disk.
@@ -141,7 +158,10 @@ def atomic_file(path: Path) -> Iterator[Path]:
     check_new_name(path)
     aside = _aside(path)
     try:
+        aside.touch()
+        usual = aside.stat()
         yield aside
+        _open_up(aside, usual)
         sync_path(aside)
         os.replace(aside, path)
     except BaseException:
@@ -172,9 +192,11 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     aside = _aside(path)
     discard_left(path)
     aside.mkdir()
+    usual = aside.stat()
     try:
         yield aside
         for file in sorted(aside.rglob("*")):
+            _open_up(file, usual)
             sync_path(file)
         sync_path(aside)
         os.rename(aside, path)
