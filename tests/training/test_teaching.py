@@ -252,6 +252,30 @@ class TestWithoutLabels:
         assert "14 of 20 records have no label, and are learned from the teacher alone" in lines
         assert "accuracy" in result.metrics
 
+    @pytest.mark.parametrize("plain", ["plain.jsonl", "plain.txt"])
+    def test_columns_of_which_only_the_validation_data_have_all(
+        self, school: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plain: str
+    ) -> None:
+        lines = self.said(monkeypatch)
+        texts = [row["text"] for row in ROWS]
+        (tmp_path / "plain.txt").write_text("\n\n".join(texts), encoding="utf-8")
+        write(tmp_path / "plain.jsonl", [{"Anliegen": text} for text in texts])
+        named = [{"Anliegen": row["text"], "Art": row["label"]} for row in ROWS[:4]]
+        changes = {
+            "data__train": str(tmp_path / plain),
+            "data__validation": write(tmp_path / "v.jsonl", named),
+            "data__columns": {"text": "Anliegen", "label": "Art"},
+        }
+        result = train_recipe(of(school, tmp_path / "run", **changes), quiet=True)
+        assert "none of 20 records has a label: all is learned from the teacher" in lines
+        assert "accuracy" in result.metrics
+        changes["data__columns"] = {"text": "Anliegen", "label": "Arte"}
+        with pytest.raises(
+            PretuneError, match=r"v\.jsonl: no column 'Arte' \(for 'label'\)"
+        ) as error:
+            train_recipe(of(school, tmp_path / "second", **changes), quiet=True)
+        assert "Did you mean 'Art'" in str(error.value.hint)
+
     def test_the_loss_of_labels_is_of_those_that_have_one(self, school: Path) -> None:
         task: Any = teaching.student_task(of(school, school / "none"))
         batch = PackedBatch.of([[1], [2], [3]], targets={"label": [0, -100, 1]})

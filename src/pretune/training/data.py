@@ -16,7 +16,7 @@ from pretune.data.bad_records import Errors
 from pretune.data.batch import Features, Repaired, Skipped
 from pretune.data.batch_order import epoch_order
 from pretune.data.readers.in_memory import Table, is_from_memory, is_held
-from pretune.data.readers.plain_text import TEXT_UNITS, parallel_files
+from pretune.data.readers.plain_text import TEXT_UNITS, is_plain, parallel_files
 from pretune.data.records import ColumnNames, Records, is_missing
 from pretune.errors import DataError, RecipeError, RunError, did_you_mean
 from pretune.models.families import preset
@@ -60,7 +60,9 @@ def read_data(recipe: Recipe) -> tuple[Data, Data | None]:
     # may be others than its own. Validation data may also have the task's names.
     usual = usual_columns(recipe.task.name) if data.columns else set()
     given = {ours: theirs for ours, theirs in data.columns.items() if (ours, theirs) not in usual}
-    train = _read(recipe, data.train, data.columns, given)
+    elsewhere = _elsewhere(recipe, given)
+    here = {ours: theirs for ours, theirs in given.items() if ours not in elsewhere}
+    train = _read(recipe, data.train, data.columns, here)
     if isinstance(train, Records):
         train = _noting_columns(recipe, train)
     validation: Data | None = None
@@ -70,6 +72,11 @@ def read_data(recipe: Recipe) -> tuple[Data, Data | None]:
         # What was guessed of the training data may hold for these.
         names = {**train.renamed, **data.columns} if isinstance(train, Records) else data.columns
         validation = _read(recipe, data.validation, names, {})
+        # A name that neither has is a mistake.
+        if isinstance(train, Records) and isinstance(validation, Records):
+            there = train.renamed.items() | zip(train.columns, train.columns, strict=True)
+            lacking = dict(elsewhere.items() - there)
+            validation.mapped(ColumnNames({}, lacking, lacking), ())
     elif data.validation is not None:
         train, validation = _hold_back(recipe, train, data.validation)
     train = train if data.fold is not None else train.head(data.limit)
@@ -78,6 +85,24 @@ def read_data(recipe: Recipe) -> tuple[Data, Data | None]:
     if shared and isinstance(train, Records) and isinstance(validation, Records):
         train = replace(train, held_back=validation)
     return train, validation
+
+
+def _elsewhere(recipe: Recipe, given: Mapping[str, str]) -> dict[str, str]:
+    """Those columns that are named and may be in the validation data alone.
+
+    Texts that a teacher labels have no column of labels, and a text file has no names.
+    """
+    if not isinstance(recipe.data.validation, str) or _needs_labels(recipe):
+        return {}
+    task = task_class(recipe.task.name)(recipe.task)
+    names = {*task.targets, *(["text"] if is_plain(Path(recipe.data.train)) else [])}
+    return {ours: theirs for ours, theirs in given.items() if ours in names}
+
+
+def _needs_labels(recipe: Recipe) -> bool:
+    """Whether records must have their labels: not where a teacher gives what is learned."""
+    task = task_class(recipe.task.name)
+    return recipe.teacher is None or not issubclass(task, TeachableRecord)
 
 
 def _noting_columns(recipe: Recipe, records: Records) -> Records:
@@ -289,8 +314,7 @@ def _read(recipe: Recipe, source: str, names: Mapping[str, str], given: Mapping[
         check_no_columns(source, given)
         return StoredDocuments.open(source)
     data, task = recipe.data, task_class(recipe.task.name)(recipe.task)
-    # Where a teacher gives what is learned, records need no labels.
-    needs_labels = recipe.teacher is None or not isinstance(task, TeachableRecord)
+    needs_labels = _needs_labels(recipe)
     records = read_for(
         task,
         source,
