@@ -234,7 +234,14 @@ class TestWithoutLabels:
     ) -> None:
         lines = self.said(monkeypatch)
         plain = write(tmp_path / "plain.jsonl", [{"text": row["text"]} for row in ROWS])
-        result = train_recipe(of(school, tmp_path / "run", data__train=plain), quiet=True)
+        changes = {"data__train": plain, "model__layers": "every-other"}
+        result = train_recipe(of(school, tmp_path / "run", **changes), quiet=True)
+        size = sum(weight.numel() for weight in load(school / "teacher").model.parameters())
+        who = f"teacher: {school / 'teacher'}, {size:,} parameters, asked "
+        assert [lines[i - 1] for i, line in enumerate(lines) if line.startswith(who)] == [
+            "layers kept: 0"
+        ]
+        assert f"{who}once, before training" in lines
         assert any("none of 14 records has a label" in line for line in lines)
         assert any(line.startswith("validation: no record has a label") for line in lines)
         assert "accuracy" not in result.metrics

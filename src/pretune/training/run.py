@@ -439,8 +439,11 @@ class _Run:
                     clear_copy(self.recipe.train.mirror)
                 self._say(str(self.bundle.report))
                 if (layers := self.recipe.model.layers) is not None:
-                    which = layers if isinstance(layers, str) else ", ".join(map(str, layers))
-                    self._say(f"layers kept: {which}")
+                    every_other = range(0, 2 * len(self.bundle.backbone.layers), 2)
+                    which = every_other if layers == "every-other" else layers
+                    self._say(f"layers kept: {', '.join(map(str, which))}")
+                for line in () if self.lessons is None else self.lessons.remarks():
+                    self._say(line)
             if self.kernels is not None:
                 keep_kernels(self.folder.path, self.kernels)
             path = self.folder.path

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Lock
@@ -182,6 +182,15 @@ class Lessons:
             teachers.append(Teacher(frozen(bundle.model, device), bundle.task, order))
             bundles.append(bundle)
         return cls(section, teachers, bundles, task, kept, device, recipe.train.precision)
+
+    def remarks(self) -> Iterator[str]:
+        """Yield a line on each teacher: its size, and when it is asked."""
+        for source, teacher in zip(self.section.source, self.teachers, strict=True):
+            size = sum(weight.numel() for weight in teacher.model.parameters())
+            if self.kept:
+                yield f"teacher: {source}, {size:,} parameters, asked once, before training"
+            else:
+                yield f"teacher: {source}, {size:,} parameters, asked for each batch"
 
     def live(self) -> Callable[[PackedBatch], PackedBatch]:
         """Return a function that adds what the teachers give to a batch."""
