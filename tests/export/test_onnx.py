@@ -440,6 +440,20 @@ def test_vectors_are_measured_by_their_cosine(tiny_folder: Path, tmp_path: Path)
     assert (gate.tried[0].agreement, gate.tried[0].metric) == (100, None)
 
 
+def test_the_program_says_which_file_is_in_8_bits(
+    run: Path, tmp_path: Path, capsys: Any, monkeypatch: Any
+) -> None:
+    out = tmp_path / "out"
+    program = export_onnx(run, out, int8=True).example
+    opened = '(here / "onnx/model.onnx")  # in 8 bits: onnx/model_quantized.onnx'
+    assert opened in program
+    (out / "onnx/model.onnx").unlink()
+    text = program.replace("onnx/model.onnx", "onnx/model_quantized.onnx", 1)
+    (out / "example.py").write_text(text, encoding="utf-8")
+    assert run_example(out, capsys, monkeypatch, "the good film").strip() in ("good", "bad")
+    assert "in 8 bits" not in export_onnx(run, tmp_path / "whole").example
+
+
 @pytest.mark.parametrize("name", ["chat", "translate", "mask_lm_pairs"])
 def test_what_has_no_measure_is_said(name: str, tiny_folder: Path, tmp_path: Path) -> None:
     bundle = CASES[name].bundle(tiny_folder, tmp_path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from string import Template
 from typing import Any
 
@@ -246,10 +247,22 @@ _ANSWERS = {
 #: Chinese character is a word; or all characters are.
 _WORDS = r"[㐀-鿿]|[^\W㐀-鿿](?:[^\s㐀-鿿]*[^\W㐀-鿿])?|\S"
 _CHARACTERS = r"\S"
+#: Where a program opens a file.
+_OPENED = re.compile(r'ort\.InferenceSession\(here / "onnx/(\w+)\.onnx"\)')
 
 
-def example(bundle: Bundle, exported: Exported) -> str:
-    """Write a Python program that opens the export and answers its arguments."""
+def example(bundle: Bundle, exported: Exported, *, int8: bool = False) -> str:
+    """Write a Python program that opens the export and answers its arguments.
+
+    With `int8` a comment names the file in 8 bits, where the program opens the other.
+    """
+    program = _program(bundle, exported)
+    if not int8:
+        return program
+    return _OPENED.sub(r"\g<0>  # in 8 bits: onnx/\1_quantized.onnx", program)
+
+
+def _program(bundle: Bundle, exported: Exported) -> str:
     if not exported.writes:
         form, values, task = _READ, _reading(bundle, exported), long_task(bundle)
         if task is not None:

@@ -147,11 +147,11 @@ def export_onnx(
         )
     if data is not None:
         _check_measured(bundle, exported, int8=int8)
-    gate = None
+    gate, program = None, example(bundle, exported, int8=int8)
     try:
         with atomic_folder(folder) as place:
             (place / FOLDER).mkdir()
-            _write_beside(bundle, exported, place)
+            _write_beside(bundle, exported, place, program)
             differences = {}
             for small in (False, True) if int8 else (False,):
                 files = _write_graphs(bundle, exported, place / FOLDER, opset, small)
@@ -170,7 +170,6 @@ def export_onnx(
             sizes = {path.name: path.stat().st_size for path in written}
     except OSError as error:
         raise not_writable(folder, "--output", error) from None
-    program = example(bundle, exported)
     return OnnxExport(
         folder, sizes, differences[False], differences.get(True), gate, program, opset
     )
@@ -328,7 +327,7 @@ def refuse_different(largest: float, *, small: bool) -> None:
     )
 
 
-def _write_beside(bundle: Bundle, exported: Exported, place: Path) -> None:
+def _write_beside(bundle: Bundle, exported: Exported, place: Path, program: str) -> None:
     """Write what a reader needs besides the graphs."""
     save_without_weights(bundle, place)
     write_json(place / "special_tokens_map.json", bundle.tokenizer.special)
@@ -340,7 +339,7 @@ def _write_beside(bundle: Bundle, exported: Exported, place: Path) -> None:
         field = well_formed(crf.weights.cpu(), task.labels, task.options.scheme)
         parts = {name: t.clamp(min=-1e9).tolist() for name, t in vars(field).items()}
         write_json(place / FOLDER / "crf.json", parts)
-    (place / EXAMPLE).write_text(example(bundle, exported), encoding="utf-8")
+    (place / EXAMPLE).write_text(program, encoding="utf-8")
 
 
 def write_json(path: Path, values: Any) -> None:
