@@ -248,6 +248,21 @@ class TestWithoutLabels:
         assert result.metrics["label_loss"] == 0
         assert pretune.load(tmp_path / "run").task.labels == ["bad", "good"]
 
+    def test_a_column_that_may_be_the_labels_is_named(
+        self, school: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """It is not guessed: texts without labels may have any columns, too."""
+        lines = self.said(monkeypatch)
+        data = write(tmp_path / "d.jsonl", [{"text": r["text"], "Art": r["label"]} for r in ROWS])
+        train_recipe(of(school, tmp_path / "run", data__train=data), quiet=True)
+        note = f"{data}: 'Art' could be read as label, but is not; to read it: "
+        assert f"{note}data.columns.label=Art" in lines
+        assert "none of 14 records has a label: all is learned from the teacher" in lines
+        lines.clear()
+        named = of(school, tmp_path / "named", data__train=data)
+        train_recipe(named.changed({"data.columns": {"label": "Art"}}), quiet=True)
+        assert not [line for line in lines if "could be" in line or "none of" in line]
+
     def test_some_have_one(
         self, school: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -379,6 +394,21 @@ class TestWhatDoesNotFit:
         recipe = of(school, tmp_path / "run", teacher__hidden=1).changed(changes)
         with pytest.raises(PretuneError, match=r"the teacher .* numbers tokens in another way"):
             train_recipe(recipe, quiet=True)
+        new = {
+            "model": {
+                "from": "bert-tiny",
+                "config": {"hidden_size": load(tiny_folder).backbone.config.size("hidden_size")},
+                "train_tokenizer": {"kind": "wordpiece", "vocab_size": 60},
+            }
+        }
+        with pytest.raises(PretuneError, match=r"than the model with random weights: "):
+            train_recipe(Recipe.of({**recipe.to_dict(), **new}), quiet=True)
+
+    def test_layers_of_a_new_model(self, school: Path, tmp_path: Path) -> None:
+        recipe = of(school, tmp_path / "run", model__from="bert-tiny")
+        with pytest.raises(PretuneError, match="picks layers of a trained model") as error:
+            train_recipe(recipe, quiet=True)
+        assert "model.layers=null" in str(error.value.hint)
 
     def test_a_disk_that_is_too_small(
         self, tmp_path: Path, school: Path, monkeypatch: pytest.MonkeyPatch

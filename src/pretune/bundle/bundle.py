@@ -180,7 +180,8 @@ def load(
         if origin.folder is None:
             raise CheckpointError(
                 f"{source}: model.layers picks layers of a trained model, and these are new",
-                "model.config gives random weights any number of layers.",
+                "Leave it out (model.layers=null); model.config gives random weights any number of "
+                "layers.",
             )
         _pick_layers(backbone_of(model), layers)
 

@@ -240,9 +240,10 @@ def check_vocabulary(
         return
     number, token = differing[0]
     there = "lacks it" if token not in known else f"has it as {known[token]}"
+    which = "with random weights" if bundle.folder is None else str(bundle.folder)
     raise CheckpointError(
-        f"the {what} {reference.folder} numbers tokens in another way than the model "
-        f"{bundle.folder}: {token!r} is {number} in the model, and the {what} {there} "
+        f"the {what} {reference.folder} numbers tokens in another way than the model {which}: "
+        f"{token!r} is {number} in the model, and the {what} {there} "
         f"(tokens that differ: {len(differing):,})",
         hint,
     )

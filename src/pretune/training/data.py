@@ -15,6 +15,7 @@ from pretune.corpus.store import StoredDocuments, is_corpus
 from pretune.data.bad_records import Errors
 from pretune.data.batch import Features, Repaired, Skipped
 from pretune.data.batch_order import epoch_order
+from pretune.data.columns import guess_columns, named_columns
 from pretune.data.readers.in_memory import Table, is_from_memory, is_held
 from pretune.data.readers.plain_text import TEXT_UNITS, is_plain, parallel_files
 from pretune.data.records import ColumnNames, Records, is_missing
@@ -325,7 +326,20 @@ def _read(recipe: Recipe, source: str, names: Mapping[str, str], given: Mapping[
         with_targets=needs_labels,
         first_look=True,
     )
-    return usable(task, records, data, with_targets=needs_labels)
+    records = usable(task, records, data, with_targets=needs_labels)
+    return records if needs_labels else _noting_labels(task, records, names)
+
+
+def _noting_labels(task: Preprocessor, records: Records, names: Mapping[str, str]) -> Records:
+    """Note a column that looks like the labels, where records may do without them."""
+    lacking = [name for name in task.targets if name not in {*records.columns, *names}]
+    guessed = guess_columns(records, lacking, {})
+    if not guessed:
+        return records
+    could = ", ".join(f"'{theirs}' could be read as {ours}" for ours, theirs in guessed.items())
+    return records.noting(
+        f"{records.origin}: {could}, but is not; to read it: {named_columns(guessed)}"
+    )
 
 
 def check_no_columns(source: str | Path, given: Mapping[str, str]) -> None:
