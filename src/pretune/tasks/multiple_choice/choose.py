@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self
 
@@ -138,6 +138,14 @@ class Choose(Task[ChooseOptions, ChoicePrediction], HasCertainty, TellsTruths):
                     "Correct or remove the record; only choices at the end may be missing.",
                 )
         return values
+
+    @override
+    def texts(self, records: Records) -> Iterator[str]:
+        for row, record in enumerate(records.rows):
+            if not self.without_text(record, with_targets=True):
+                before = [name for name in self.inputs if name not in self.options.choices]
+                yield from (records.text(row, name) for name in before)
+                yield from self.choices(records, row)
 
     @override
     def check(self, records: Records, row: int, *, with_targets: bool) -> None:

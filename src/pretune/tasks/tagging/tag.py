@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Literal, Self, cast
 
@@ -305,6 +305,13 @@ class Tagger(Task[TagOptions, TagPrediction], HasCertainty, ReadsWindows, Teacha
     def without_text(self, row: Mapping[str, Any], *, with_targets: bool) -> bool:
         """Whether there is no sentence; one without words is a sentence with no tags."""
         return super().without_text(row, with_targets=with_targets) and row.get("tokens") != []
+
+    @override
+    def texts(self, records: Records) -> Iterator[str]:
+        for row, record in enumerate(records.rows):
+            if not self.without_text(record, with_targets=True):
+                words = words_of(records, row, characters=self.characters)
+                yield self.separator.join(words)
 
     @override
     def features(
