@@ -124,6 +124,19 @@ def test_gpt2_has_its_matrices_the_other_way_round(tiny_folder: Path, tmp_path: 
     }
 
 
+@pytest.mark.parametrize(
+    ("count", "names"),
+    [
+        (4, ["all but 2 of 4 matrices", "all but 1 of 4 matrices", "all matrices"]),
+        (1, ["all matrices"]),
+    ],
+)
+def test_a_setting_that_leaves_no_matrix_out_says_so(count: int, names: list[str]) -> None:
+    errors = {f"matrix {number}": float(number) for number in range(count)}
+    settings = quality_gate.gate_settings(torch.nn.Module(), errors)
+    assert [setting.name for setting in settings] == [*names, "all matrices, tables"]
+
+
 def test_settings_go_from_safest_to_fastest(classifier: Bundle) -> None:
     before = {n: p.clone() for n, p in classifier.model.named_parameters()}
     # Everything is refused: nothing is left of what was tried.
@@ -281,8 +294,9 @@ def test_what_is_in_8_bits_is_neither_rounded_nor_pruned_again(
 def test_limits_and_models_that_make_no_sense(
     classifier: Bundle, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(RunError, match="--min-agreement 101"):
+    with pytest.raises(RunError, match="--min-agreement 101: must be") as error:
         GateLimits(min_agreement=101)
+    assert error.value.hint == "The default is 98.5."
     monkeypatch.setattr(kernels, "SMALLEST", 10**9)
     with pytest.raises(RunError, match="so small"):
         quantize(classifier, CASES["classify"].records(9), ANY)

@@ -64,9 +64,14 @@ class GateLimits:
     min_agreement: float = 98.5
 
     def __post_init__(self) -> None:
-        for name, value in (("max-loss", self.max_loss), ("min-agreement", self.min_agreement)):
+        for name, value, usual in (
+            ("max-loss", self.max_loss, GateLimits.max_loss),
+            ("min-agreement", self.min_agreement, GateLimits.min_agreement),
+        ):
             if not 0 <= value <= 100:
-                raise RunError(f"--{name} {value:g}: is from 0 to 100", "For example 0.5.")
+                raise RunError(
+                    f"--{name} {value:g}: must be from 0 to 100", f"The default is {usual:g}."
+                )
 
 
 @dataclass(frozen=True)
@@ -329,11 +334,8 @@ def gate_settings(model: nn.Module, errors: dict[str, float]) -> list[Int8Settin
     for share in SHARES:
         count = len(names) - round(share * len(names))
         if count and (not settings or count > len(settings[-1].matrices)):
-            what = (
-                f"all but {len(names) - count} of {len(names)} matrices"
-                if share
-                else "all matrices"
-            )
+            left = len(names) - count
+            what = f"all but {left} of {len(names)} matrices" if left else "all matrices"
             settings.append(Int8Setting(what, tuple(names[:count]), ()))
     last = Int8Setting("all matrices, tables", tuple(names), tuple(tables))
     return [*settings, last]
