@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -315,7 +316,7 @@ class TestWithoutLabels:
 
 
 def test_teachers_with_other_tokenizers_and_orders_of_labels(
-    school: Path, tmp_path: Path, tiny_folder: Path
+    school: Path, tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is kept is the mean of what each predicts by itself, by the labels' names."""
     shutil.copytree(tiny_folder, tmp_path / "other")
@@ -327,7 +328,11 @@ def test_teachers_with_other_tokenizers_and_orders_of_labels(
     teachers = [str(school / "teacher"), str(tmp_path / "second")]
     recipe = of(school, tmp_path / "run", teacher__from=teachers, data__validation=None)
     recipe = recipe.changed({"train.max_steps": 1, "teacher.temperature": 1.0})
+    shown: list[int] = []
+    monkeypatch.setattr(Reporter, "working", lambda self, what, total: nullcontext(shown.append))
     train_recipe(recipe, quiet=True)
+    # One bar for both: after half of the work it stands in the middle.
+    assert shown[-2:] == [10, 20]
     kept = load_file(tmp_path / "run" / REFERENCE_FILE)[f"train.{SOFT}"]
     texts = [{"text": row["text"]} for row in ROWS]
     answers = [pretune.predict(pretune.load(teacher), texts) for teacher in teachers]

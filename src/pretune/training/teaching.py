@@ -215,32 +215,44 @@ class Lessons:
         Args:
             features: of the student.
             records: that they were made from.
-            progress: called with the number of features done by each teacher.
+            progress: called with the number of features done, in parts where several teachers read
+                them one after the other.
         """
         if isinstance(self.task, TeachableRecord):
-            own = self._by_record(records, progress)
-            return {SOFT: own[features.records]}
+
+            def done(share: float) -> None:
+                if progress is not None:
+                    progress(round(share * len(features)))
+
+            return {SOFT: self._by_record(records, done)[features.records]}
         models = [teacher.model for teacher in self.teachers]
         how: dict[str, Any] = {"device": self.device, "precision": self.precision}
         return frozen_outputs(self._by_token, models, features, progress=progress, **how)
 
-    def _by_record(self, records: Records, progress: Callable[[int], None] | None) -> Array:
-        """Compute `[records, C]`: each teacher reads records by its own tokenizer and length."""
+    def _by_record(self, records: Records, progress: Callable[[float], None]) -> Array:
+        """Compute `[records, C]`: each teacher reads records by its own tokenizer and length.
+
+        `progress` is called with the share of the work that is done.
+        """
         total: Array | None = None
-        for teacher, bundle in zip(self.teachers, self.bundles, strict=True):
+        for before, (teacher, bundle) in enumerate(zip(self.teachers, self.bundles, strict=True)):
             assert teacher.task is not None  # noqa: S101 - outputs are learned
             features = record_features(
                 *(teacher.task, records, bundle.tokenizer),
                 with_targets=False,
                 cache=FeatureCache.usual(),
             )
+
+            def done(count: int, before: int = before, whole: int = len(features)) -> None:
+                progress((before + count / whole) / len(self.teachers))
+
             outputs = frozen_outputs(
                 lambda batch, own=teacher: teacher_targets(self.task, [own], batch, self.how),  # type: ignore[misc]
                 [teacher.model],
                 features,
                 device=self.device,
                 precision=self.precision,
-                progress=progress,
+                progress=done,
             )
             table = np.zeros((len(records), outputs[SOFT].shape[1]), dtype=np.float32)
             table[features.records] = outputs[SOFT]
