@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from contextlib import nullcontext
 from pathlib import Path
@@ -18,7 +19,8 @@ import pretune
 from pretune.bundle.bundle import load
 from pretune.data.batch import PackedBatch
 from pretune.errors import PretuneError, RunError
-from pretune.recipe.recipe import Recipe
+from pretune.recipe import yaml12
+from pretune.recipe.recipe import Recipe, builtin_recipes
 from pretune.tasks.base import Loss
 from pretune.tasks.classification.classify import Classify
 from pretune.tasks.distillation.taught import SOFT
@@ -409,6 +411,15 @@ class TestWhatDoesNotFit:
         with pytest.raises(PretuneError, match=r"than the model with random weights: "):
             train_recipe(Recipe.of({**recipe.to_dict(), **new}), quiet=True)
 
+    def test_another_number_of_heads(self, school: Path, tmp_path: Path) -> None:
+        changes = {"model.from": "bert-tiny", "model.layers": None}
+        recipe = of(school, tmp_path / "run", teacher__relations=1)
+        wide = {"hidden_size": 32, "num_attention_heads": 1}
+        changes |= {"model.config": wide, "model.tokenizer": str(school / "teacher")}
+        with pytest.raises(PretuneError, match=r"another number of heads .*: 4, not 1") as error:
+            train_recipe(recipe.changed(changes), quiet=True)
+        assert "model.config" in str(error.value.hint)
+
     def test_layers_of_a_new_model(self, school: Path, tmp_path: Path) -> None:
         recipe = of(school, tmp_path / "run", model__from="bert-tiny")
         with pytest.raises(PretuneError, match="picks layers of a trained model") as error:
@@ -436,6 +447,29 @@ def language(school: Path, folder: Path) -> Recipe:
     del values["task"], values["model"]
     values |= {"teacher": {"from": str(folder / "lm"), "top_k": 8}, "output": str(folder / "run")}
     return Recipe.of({**values, "model": {"layers": "every-other"}})
+
+
+def test_the_command_for_a_student_of_another_width(tmp_path: Path, minilm: Path) -> None:
+    """Of the recipe's own words, whose BERT has 12 heads as MiniLM has."""
+    words = builtin_recipes()["distill-mlm"].replace("\\\n#", "").splitlines()
+    command = next(line for line in words if "bert-small" in line)
+    name, *values = shlex.split(command.partition("pretune train")[2])
+    (tmp_path / "texts.txt").write_text("\n\n".join(row["text"] for row in ROWS))
+    own = {
+        "teacher.from": str(minilm),
+        "model.config.num_hidden_layers": 1,
+        "data.train": str(tmp_path / "texts.txt"),
+        "data.validation": None,
+        "train.max_steps": 1,
+        "train.batch_size": 2,
+        "train.device": "cpu",
+        "output": str(tmp_path / "run"),
+    }
+    given = [value.split("=", 1) for value in values]
+    recipe = Recipe.load(name, {**{key: yaml12.parse(text, key) for key, text in given}, **own})
+    assert recipe.model.config["hidden_size"] == 384
+    train_recipe(recipe, quiet=True)
+    assert load(tmp_path / "run").backbone.config.size("num_attention_heads") == 12
 
 
 def test_a_language_model_keeps_the_likeliest_tokens(

@@ -400,17 +400,19 @@ def _check_inside(source: str, bundle: Bundle, student: Bundle, section: Teacher
                 "its keys by products with queries alone, which is what is compared",
                 "Set teacher.relations=0.",
             )
+    if section.hidden and widths[0] != widths[1]:
+        raise CheckpointError(
+            f"teacher.hidden: {source} has another width than the student: {widths[0]}, not "
+            f"{widths[1]}",
+            "teacher.relations compares models of any width.",
+        )
     heads = [attention.num_heads for attention in attentions]
-    for weight, name, sizes, hint in (
-        ("hidden", "width", widths, "teacher.relations compares models of any width."),
-        ("relations", "number of heads in its last layer", heads, "Choose another student."),
-    ):
-        if getattr(section, weight) and sizes[0] != sizes[1]:
-            raise CheckpointError(
-                f"teacher.{weight}: {source} has another {name} than the student: "
-                f"{sizes[0]}, not {sizes[1]}",
-                hint,
-            )
+    if section.relations and heads[0] != heads[1]:
+        raise CheckpointError(
+            f"teacher.relations: {source} has another number of heads in its last layer than the "
+            f"student: {heads[0]}, not {heads[1]}",
+            "Choose another student, or give a new one as many heads by model.config.",
+        )
 
 
 def lessons_key(section: TeacherSection, task: AnyTask, files: Mapping[str, str]) -> str:
