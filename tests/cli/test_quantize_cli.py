@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,8 @@ def test_a_folder_that_answers_in_8_bits(run: Path, data: Path, tmp_path: Path) 
         "12 examples",
     ):
         assert part in done.output
+    # As many places as `pretune compare` has: the smallest p is no 0.
+    assert re.search(r"interval of the change .*, p \d\.\d{4}\n", done.output)
     assert (small / "model.int8.safetensors").is_file()
     answered = pretune("predict", small, "the good film", "--json")
     assert answered.exit_code == 0, answered.output
@@ -63,6 +66,28 @@ def test_a_folder_that_answers_in_8_bits(run: Path, data: Path, tmp_path: Path) 
     assert damaged.exit_code == 2
     assert "model.int8.safetensors" in damaged.output
     assert "--overwrite" in pretune("quantize", run, "--data", data, "-o", small).output
+
+
+@pytest.mark.parametrize(
+    ("name", "ask"),
+    [("classify", "predict {} TEXT"), ("chat", "chat {}"), (None, "embed {} FILE")],
+)
+def test_the_way_to_ask_it_is_that_of_the_task(
+    name: str | None, ask: str, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernels, "SMALLEST", 512)
+    run, small, data = tiny_folder, tmp_path / "small", tmp_path / "texts.txt"
+    data.write_text("the good film\n\nbad\n", encoding="utf-8")
+    if name is not None:
+        run = tmp_path / "run"
+        run.mkdir()
+        save(CASES[name].bundle(tiny_folder, tmp_path), run)
+        data = write(CASES[name].rows(6), tmp_path / "data.jsonl")
+    loose = ("--max-loss", 100, "--min-agreement", 0)
+    done = pretune("quantize", run, "--data", data, *loose, "-o", small)
+    assert done.exit_code == 0, done.output
+    shown = "".join(done.output.split())
+    assert shown.endswith("".join(f"itanswersin8bits:pretune{ask}".format(small).split()))
 
 
 def test_nothing_passes_nothing_is_written(

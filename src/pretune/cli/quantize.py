@@ -78,10 +78,12 @@ def quantize(
     # Without a setting that passes there is nothing to write.
     last = "nothing was written"
     if result.chosen is not None and target is not None:
-        with output_folder(target, overwrite=overwrite) as place:
-            save(bundle, place, int8=result.record())
-            write_manifest(place)
-        last = f"wrote {target}; it answers in 8 bits: pretune predict {target}"
+        with output_folder(target, overwrite=overwrite) as aside:
+            save(bundle, aside, int8=result.record())
+            write_manifest(aside)
+        task, place = bundle.task, str(target)
+        ask = f"pretune embed {place} FILE" if task is None else task.usage(place)
+        last = f"wrote {place}; it answers in 8 bits: {ask}"
     print_result(result.to_dict(), gate_view(result), last, as_json=as_json, saved=True)
     if result.chosen is None:
         raise GateError(result)

@@ -83,7 +83,7 @@ def gate_view(result: GateResult) -> RenderableType:
         # What is too long for a column: how sure the change is, and why a setting is refused.
         if span is not None and own.p is not None:
             low, high = f"{span.low:+.4f}", f"{span.high:+.4f}"
-            interval = tr(f"95 % interval of the change {low} to {high}, p {own.p:.3f}")
+            interval = tr(f"95 % interval of the change {low} to {high}, p {own.p:.4f}")
             below.append(f"{own.name}: {interval}")
         if own.reasons:
             below.append(f"{own.name}: {'; '.join(map(tr, own.reasons))}")
