@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gc
 import json
+import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -139,6 +140,35 @@ def test_a_stopped_run_goes_on_where_it_was(
     command.predict(str(model), file=table, output=tmp_path / "out.csv", device="cpu")
     assert sizes == [5, 5, 2]
     assert (tmp_path / "out.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
+
+
+def test_a_stopped_run_goes_on_though_a_report_was_written_into_the_run(
+    model: Path,
+    table: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(model, run / "best")
+    monkeypatch.setattr(command, "ROWS_AT_A_TIME", 5)
+    answer, asked = Predictor.answer, []
+
+    def stopped(self: Predictor, part: TokenizedRecords, **options: Any) -> Any:
+        asked.append(len(part.records))
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+        return answer(self, part, **options)
+
+    monkeypatch.setattr(Predictor, "answer", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        command.predict(str(run), file=table, output=tmp_path / "out.csv", device="cpu")
+    said = f"{tmp_path}/out.csv.part: 5 rows are answered; the same command goes on there"
+    assert said in capfd.readouterr().err
+    gc.collect()  # the file that is still open in this process has the lock
+    (run / "report.html").write_text("a report of the run")
+    command.predict(str(run), file=table, output=tmp_path / "out.csv", device="cpu")
+    assert asked == [5, 5, 5, 2]
 
 
 def test_many_answers_are_a_line_each(

@@ -6,7 +6,7 @@ import itertools
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -155,7 +155,9 @@ def predict(
         if output is not None:
             # What the answers depend on, beside the rows: a run that was killed goes on only there.
             depends = {"set": changed, "columns": names, "precision": precision, "top_k": top_k}
-            shown.collect_in(output, [file, run, *(adapters or [])], depends)
+            # Of a run the model alone: a report may be written into its folder meanwhile.
+            sources = [file, predictor.bundle.folder or run, *(adapters or [])]
+            shown.collect_in(output, sources, depends)
         batches = _after(itertools.chain([first], parts), shown.done)
     else:
         batches = _piped(predictor, encoding, max_chars)
@@ -165,7 +167,8 @@ def predict(
     if explain:
         _explain(predictor, batches, page, lang, as_json=as_json)
     else:
-        _answer(predictors, batches, shown, total, read=read if file is not None else None)
+        with shown.kept():
+            _answer(predictors, batches, shown, total, read=read if file is not None else None)
     shown.finish()
     for own in predictors:
         _say_what_was_odd(own)
@@ -315,6 +318,19 @@ class _Shown:
         self.done = self._table.keep_groups(len(self._named))
         if self.done:
             to_stderr().say(f"{self._table.part}: {self.done:,} rows are answered; going on there")
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Context that says where the answers are, if Ctrl-C ends it."""
+        try:
+            yield
+        except KeyboardInterrupt:
+            if self._table is not None and self.done:
+                part, done = self._table.part, self.done
+                to_stderr().say(
+                    f"{part}: {done:,} rows are answered; the same command goes on there"
+                )
+            raise
 
     def show(self, records: Records, answers: Sequence[Sequence[Prediction]]) -> None:
         """Show the answers that each model gives to records."""
