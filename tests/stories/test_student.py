@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,44 @@ def test_a_wrong_value_is_told_in_chinese(desk: Path) -> None:
     seen = study(desk, "train", "mrpc", "--epochs", "viele", "train.batch_size=0", code=2)
     assert "train.epochs：" in seen.err
     assert "train.batch_size：应大于或等于 1（现在是 0）" in seen.err
+    assert seen.english() == []
+
+
+def test_messages_in_gb18030_with_columns_of_other_names(desk: Path) -> None:
+    """Every kind of doubt about a table of short messages is told in Chinese."""
+    kinds = {"退款": "我要退第{}件", "物流": "第{}天没到", "账户": "登录失败{}次"}
+    rows = [f"{text.format(n)},{kind},{n}" for n in range(40) for kind, text in kinds.items()]
+    rows += [",退款,98", "好,其他,99", "我要退第3件,物流,100", "ok,vip,1", "yes,VIP,2", "yes,VIP,3"]
+    (desk / "工单.csv").write_text("\n".join(["内容,类别,编号", *rows]), encoding="gb18030")
+    seen = study(desk, "train", "工单.csv", code=2)
+    assert "可能是中文文本，编码为 GB18030：data.encoding=gb18030" in seen.err
+    model = ("model.from=minilm", "model.layers=[0]", "train.max_steps=2")
+    own = ("data.encoding=gb18030", "task.max_length=16", *model)
+    trained = study(desk, "train", "工单.csv", *own, "--folds", 2)
+    for part in (
+        "“内容”读作 text, “类别”读作 label",
+        "可供学习的记录很少的标签：",
+        "在不同的记录里标签不同：第 ",
+        "这些标签只在大小写、空格或数字的写法上不同：'VIP'",
+        "进一步查看：pretune describe",
+        "被跳过：",
+        "留出：第 2 份，共 2 份",
+    ):
+        assert part in trained.out + trained.err, part
+    looked = study(desk, "describe", "工单.csv", "--encoding", "gb18030")
+    assert re.search(r"第 \d+ 行：2 次（.+ 1x, .+ 1x）", looked.out)
+    assert "│最短 " in looked.out
+    assert "│ line " not in looked.out
+    for own_seen in (seen, trained, looked):
+        assert own_seen.english() == []
+
+
+def test_an_excel_workbook_is_refused_in_chinese(desk: Path) -> None:
+    with zipfile.ZipFile(desk / "工单.xlsx", "w") as file:
+        file.writestr("[Content_Types].xml", "")
+    seen = study(desk, "train", "工单.xlsx", code=2)
+    assert "工单.xlsx：是 Excel 工作簿" in seen.err
+    assert "请用电子表格软件打开，另存为 CSV（UTF-8）。" in seen.err
     assert seen.english() == []
 
 

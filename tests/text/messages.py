@@ -47,6 +47,7 @@ SINKS: dict[str, tuple[tuple[int, ...], tuple[str, ...]]] = {
     "print_result": (tuple(range(1, 8)), ()),
     "progress_bar": ((0,), ("what",)),
     "noting": ((0,), ()),
+    "FileKind": ((0, 1), ("what", "way_out")),
     **dict.fromkeys(("note", "tr", "say", "_say", "fail", "working"), ((0,), ("text",))),
 }
 #: Functions whose results are shown elsewhere: what they return, yield, append and put into lists.
@@ -57,6 +58,13 @@ SHOWN_LATER = {
     "_ways_out",
     "_more_gpus",
     "differences",
+    "doubts",
+    "look_alikes",
+    "_rare_labels",
+    "_different_labels",
+    "_one_answer",
+    "likely_columns",
+    "_far_below",
     "truncation_note",
 }
 #: Rooms with the keys of recipes, whose meanings `pretune init` writes.
@@ -68,6 +76,7 @@ WORDS = (
     *("line", "row", "loss", "perplexity", "tokens", "truth", "answer", "confidence", "right"),
     *("mistakes", "encoder", "decoder", "embeddings", "pooler", "head", "final norm", "all"),
     *("learning rate", "tokens per second", "gradient norm"),
+    *("skipped", "repaired", "{0}: {1} times", "{0}: {1} times ({2})"),
     *(", line {0}", ", row {0}", "column '{0}'", ", column '{0}'", ", item {0}"),
     *("start", "end of warm-up", "whole batch", "start of decay", "end"),
     *("a str", "an int", "a float", "a bool", "a list", "a dict", "a tuple", "a set", "a bytes"),
@@ -78,6 +87,7 @@ WORDS = (
     "held back: {0} of the records, in proportion to the labels",
     "held back: {0} of the records, at random",
     "held back: the last {0} of each text",
+    "held back: part {0} of {1}",
     "read with {0} between columns, not {1}",
     "initialised {0}; no weights were loaded",
     "random weights of the size {0}",
@@ -270,6 +280,7 @@ class Collector:
                             self._shown(scope, argument, whole=True)
         for module in self.modules:
             self._said_elsewhere(module)
+            self._kinds_of_files(module)
             self._keys(module)
         for text in TYPER:
             self._add_text(text, "cli", "typer")
@@ -305,6 +316,12 @@ class Collector:
                 assert scope.around is not None
                 for value in scope.around.values["_SUMMARIES"]:
                     self._summaries(scope.around, value)
+
+    def _kinds_of_files(self, module: Module) -> None:
+        """Take kinds of files as they stand after a name: `a.xlsx: is an Excel workbook`."""
+        for call, scope in module.calls:
+            for parts in self._alternatives(call.args[0]) if _called(call) == "FileKind" else ():
+                self._add(scope, _joined(("is ", *parts)), call.lineno, whole=True)
 
     def _keys(self, module: Module) -> None:
         """Take what the keys of recipes mean."""

@@ -8,6 +8,7 @@ from functools import cache
 import pytest
 
 from pretune.cli.app import COMMANDS
+from pretune.text.spoken_language import speaking, tr
 from pretune.text.translation import Catalogue, pieces
 from tests.text.messages import Message, collected, disagreement, written
 
@@ -76,3 +77,24 @@ def _filled(template: str) -> str:
 @pytest.mark.parametrize("msgid", ["error", "Usage:", "Did you mean '{0}'?"])
 def test_the_collector_sees_texts(msgid: str) -> None:
     assert msgid in messages()
+
+
+@pytest.mark.parametrize(
+    ("english", "chinese"),
+    [
+        ("! fold 1", "! 第 1 份"),
+        ("answers 'refund' to everything", "对所有样本都回答“refund”"),
+        ("a.gz: is a gzip file", "a.gz：是 gzip 文件"),
+        ("a.ods: is a spreadsheet, not plain text", "a.ods：是电子表格，不是纯文本"),
+        ("Decompress it first: gunzip -k a.gz", "请先解压：gunzip -k a.gz"),
+        ("line 94 and line 228", "第 94 行和第 228 行"),
+        ("line 4: 2 times (spam 1x, ham 1x)", "第 4 行：2 次（spam 1x, ham 1x）"),
+        (
+            "Did you mean 'body'? Say which one it is with data.columns.text=COLUMN",
+            "是不是想写“body”？请用 data.columns.text=COLUMN 指明是哪一列",
+        ),
+    ],
+)
+def test_texts_that_are_put_together_are_told_in_chinese(english: str, chinese: str) -> None:
+    with speaking("zh"):
+        assert tr(english) == chinese

@@ -12,6 +12,7 @@ from typing import Any
 from pretune.data.records import ColumnNames, Records, is_missing, not_finite, usual_names
 from pretune.errors import DataError, did_you_mean
 from pretune.text.decode import SURROGATE
+from pretune.text.spoken_language import tr
 from pretune.text.terminal import names_in_line
 
 #: Names of text columns in public data sets; the first group whose columns are all there is taken.
@@ -29,8 +30,11 @@ _LABELS = ("label", "labels", "ner_tags", "tags")
 _MESSAGE_FIELDS = ("content", "value")
 #: Rows looked at to guess what a column holds.
 _PROBED_ROWS = 1000
-#: A column of texts has at least this many characters a row on average.
+#: A column of texts has at least this many characters a row on average. One of Chinese and the like
+#: counts as one and a half, as it says as much as several letters; they are counted at the start.
 _TEXT_CHARS = 12
+_WIDE = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")
+_WIDE_IN = 200
 #: The number of a column, from 1; or from -1, the last one, backwards.
 _NUMBER = re.compile(r"-?[1-9]\d{0,5}")
 #: A name of a column is no longer, and has no more words; what is longer looks like a record.
@@ -233,26 +237,58 @@ def guess_columns(
 
 #: The columns of texts that any column of texts may be.
 _FREE_TEXTS = ("text", "sentence1", "sentence2")
+#: The columns that are told by their values.
+_BY_CONTENT = (*_FREE_TEXTS, "label", "score")
+#: More columns that may be meant are no help.
+_MOST_CANDIDATES = 5
+
+
+def likely_columns(records: Records, needed: Sequence[str]) -> list[str]:
+    """Tell which columns may be what a task needs by what is in them, a line for each of its names.
+
+    Empty for a table whose columns are named by what looks like a record.
+    """
+    if looks_like_record(records.columns, records.rows):
+        return []
+    lacking = [name for name in needed if name not in records.columns]
+    free = [column for column in records.columns if column not in needed]
+    fitting = {name: _fitting(records, name, free) for name in lacking if name in _BY_CONTENT}
+    return [
+        f"By what is in them, {name} may be {names_in_line(fits)}."
+        for name, fits in fitting.items()
+        if 0 < len(fits) <= _MOST_CANDIDATES
+    ]
+
+
+def _fitting(records: Records, name: str, columns: Sequence[str]) -> list[str]:
+    """The columns whose values may be what a task calls `name`; all where values do not tell."""
+    if name in _FREE_TEXTS:
+        texts = [column for column in columns if _has_texts(records, column)]
+        # Texts that are too short to be told by their length are told by a usual name.
+        usual = {name, *usual_names(name)}
+        return texts or [
+            column
+            for column in columns
+            if column.casefold() in usual and _mean_length(records, column)
+        ]
+    if name == "label":
+        labels = [column for column in columns if _has_labels(records, column)]
+        # Texts that repeat are labels only where nothing else is.
+        return [column for column in labels if not _has_texts(records, column)] or labels
+    if name == "score":
+        return [column for column in columns if _has_scores(records, column)]
+    return list(columns)
 
 
 def _guess(records: Records, name: str, columns: Sequence[str]) -> str | None:
     """The column that is meant by a task's name; None where it could be several, or none."""
-    if name in _FREE_TEXTS:
-        fits = [column for column in columns if _has_texts(records, column)]
-    elif name == "label":
-        labels = [column for column in columns if _has_labels(records, column)]
-        # Texts that repeat are labels only where nothing else is.
-        fits = [column for column in labels if not _has_texts(records, column)] or labels
-    elif name == "score":
-        fits = [column for column in columns if _has_scores(records, column)]
-    else:
-        fits = list(columns)
+    fits = _fitting(records, name, columns)
     called = _called(name, fits)
     if len(called) == 1:
         return called[0]
     # Two columns of texts are a pair, in their order.
     limit = 2 if name == "sentence1" else 1
-    by_content = name in (*_FREE_TEXTS, "label", "score") and not called
+    by_content = name in _BY_CONTENT and not called
     return fits[0] if by_content and 0 < len(fits) <= limit else None
 
 
@@ -297,7 +333,7 @@ def _has_scores(records: Records, name: str) -> bool:
 
 def guess_note(records: Records, guessed: Mapping[str, str]) -> str:
     """The note that columns were guessed, with what says the same to paste."""
-    read = ", ".join(f"'{theirs}' is read as {ours}" for ours, theirs in guessed.items())
+    read = ", ".join(tr(f"'{theirs}' is read as {ours}") for ours, theirs in guessed.items())
     return f"{records.origin}: {read}; that is a guess, and to say it: {named_columns(guessed)}"
 
 
@@ -322,9 +358,10 @@ def check_column(records: Records, name: str) -> None:
 
 
 def _mean_length(records: Records, name: str) -> float:
-    """Mean characters of the texts in a column; 0 for a column of anything else."""
+    """Mean characters of the texts in a column, see `_TEXT_CHARS`; 0 for one of anything else."""
     values = [records.rows[i].get(name) for i in range(min(len(records), _PROBED_ROWS))]
-    texts = [value for value in values if isinstance(value, str | list)]
+    texts = [as_text(value) or "" for value in values if isinstance(value, str | list)]
     if 2 * len(texts) < len(values):
         return 0.0
-    return sum(len(as_text(text) or "") for text in texts) / max(len(texts), 1)
+    wide = sum(len(_WIDE.findall(text[:_WIDE_IN])) for text in texts if not text.isascii())
+    return (sum(map(len, texts)) + wide / 2) / max(len(texts), 1)

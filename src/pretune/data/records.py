@@ -57,7 +57,7 @@ def is_missing(value: object) -> bool:
     return value is None or (isinstance(value, str) and not value) or not_finite(value)
 
 
-def similar_column(name: str, columns: Iterable[str], cutoff: float = 0.5) -> str | None:
+def similar_column(name: str, columns: Iterable[str], cutoff: float = 0.6) -> str | None:
     """The column that may be meant by a task's name: by its usual names, else by its spelling."""
     columns = list(columns)
     known = {column.casefold(): column for column in reversed(columns)}
@@ -248,8 +248,8 @@ class Records:
         # A column that the task reads for something else cannot be meant.
         others = {*needed} - {name}
         near = similar_column(wanted, [own for own in self.columns if own not in others])
-        hint = f"Did you mean '{near}'? " if near is not None else ""
-        hint += f"Say which one it is with data.columns.{name}=COLUMN"
+        say = f"Say which one it is with data.columns.{name}=COLUMN"
+        hint = say if near is None else f"Did you mean '{near}'? {say}"
         # With none of the task's names there, the first record may have been taken for names.
         if self.header_line is not None and not {*needed} & {*self.columns}:
             numbered = enumerate(dict.fromkeys([*needed, name]), start=1)

@@ -31,10 +31,14 @@ def degenerate_runs(result: SeveralRuns) -> dict[int, str]:
     failed = {}
     for number, run in zip(result.numbers, result.runs, strict=True):
         if (answer := only_answer(run.details)) is not None:
-            failed[number] = f"answers '{answer}' to everything"
+            failed[number] = _one_answer(answer)
         elif reason := _far_below(run, result.runs):
             failed[number] = reason
     return failed
+
+
+def _one_answer(answer: str) -> str:
+    return f"answers '{answer}' to everything"
 
 
 def several_to_dict(result: SeveralRuns) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 #: Labels shown in a table or a chart; further ones are only counted.
 MAX_LABELS = 20
+#: What stands between two places with the same text, or with nearly the same.
+_EQUALS = re.compile(r" ([=~]) ")
 _BOXES_OF_WORDS = "words per text (line: median; box: middle half; whiskers: 5% and 95%)"
 _BOXES_OF_TOKENS = "tokens per text (line: median; box: middle half; whiskers: 5% and 95%)"
 
@@ -150,7 +153,7 @@ def _lengths(lengths: dict[str, Lengths], unit: str) -> Grid:
 
 def _extremes(facts: Facts) -> Grid:
     rows = [
-        (kind, f"{item.words:,}", item.where, one_line(item.text))
+        (kind, f"{item.words:,}", tr(item.where), one_line(item.text))
         for kind, items in ((tr("longest"), facts.longest), (tr("shortest"), facts.shortest))
         for item in items
     ]
@@ -162,15 +165,19 @@ def _problems(facts: Facts) -> Grid:
     """Tabulate what is missing or repeated, and labels that are spelled in several ways."""
     repeats = facts.repeats
     share = repeats.conflicts / max(repeats.groups, 1)
-    places = map(one_line, facts.unreadable_places[:1])
+    places = [one_line(tr(place)) for place in facts.unreadable_places[:1]]
     unreadable = (tr("lines that are no rows"), f"{facts.unreadable:,}", "".join(places))
-    places = map(one_line, facts.unlabelled_places)
+    places = map(tr, facts.unlabelled_places)
     unlabelled = (tr("rows without a label"), f"{facts.unlabelled:,}", "; ".join(places))
     rows = [
         *([unreadable] if facts.unreadable else []),
-        (tr("rows without text"), f"{facts.empty:,}", "; ".join(facts.empty_places)),
+        (tr("rows without text"), f"{facts.empty:,}", "; ".join(map(tr, facts.empty_places))),
         *([unlabelled] if facts.label is not None else []),
-        (tr("rows that repeat an earlier text"), f"{repeats.rows:,}", "; ".join(repeats.examples)),
+        (
+            tr("rows that repeat an earlier text"),
+            f"{repeats.rows:,}",
+            "; ".join(map(tr, repeats.examples)),
+        ),
         (tr("texts that occur more than once"), f"{repeats.groups:,}", ""),
         (
             tr("  with different labels"),
@@ -190,10 +197,15 @@ def _unknown_tokens(facts: Facts) -> Grid:
     rows = []
     for piece, place in facts.unknown_places.items():
         codes = " ".join(f"U+{ord(character):04X}" for character in piece[:4])
-        rows.append((one_line(piece), codes, f"{unknown.pieces[piece]:,}", place))
+        rows.append((one_line(piece), codes, f"{unknown.pieces[piece]:,}", tr(place)))
     caption = tr(f"[UNK]: {unknown.lost:,} of {unknown.tokens:,} tokens ({share:.3%})")
     header = (tr("becomes [UNK]"), tr("code point"), tr("times"), tr("first in"))
     return Grid(header, rows, caption, numbers=(2,))
+
+
+def _told(places: str) -> str:
+    """Say which lines have the same text (`line 3 = line 5`), or nearly the same (`~`)."""
+    return " ".join(part if part in "=~" else tr(part) for part in _EQUALS.split(places))
 
 
 def _leaks(leaks: Sequence[Leak]) -> Grid:
@@ -202,7 +214,7 @@ def _leaks(leaks: Sequence[Leak]) -> Grid:
     for leak in leaks:
         near = "-" if leak.near is None else f"{leak.near:,}"
         counts = (f"{leak.rows:,}", f"{leak.conflicts:,}", near)
-        rows.append((leak.target, leak.source, *counts, "; ".join(leak.examples)))
+        rows.append((leak.target, leak.source, *counts, "; ".join(map(_told, leak.examples))))
     names = (tr("same text"), tr("other label"), tr("nearly the same"), tr("where"))
     header = (tr("rows of"), tr("also in"), *names)
     return Grid(header, rows, tr("texts that files share"), numbers=(2, 3, 4))

@@ -12,7 +12,7 @@ from pretune.experiments.out_of_fold import TABLE, OutOfFold
 from pretune.render.grid import Grid
 from pretune.render.page import PagePart, PageSection, Paragraph, page
 from pretune.render.report import label_errors_section
-from pretune.text.spoken_language import tr
+from pretune.text.spoken_language import labelled, tr
 from pretune.training.run_result import SeveralRuns
 
 #: The file, in the folder of the runs.
@@ -51,7 +51,9 @@ def _figures_section(result: SeveralRuns, answers: OutOfFold) -> PageSection:
         "answers."
     )
     parts: list[PagePart] = [Paragraph(about), Grid((tr("fold"), *names), rows, footer=footer)]
-    parts += [Paragraph(tr(f"! fold {number}: {why}")) for number, why in failed.items()]
+    parts += [
+        Paragraph(labelled(tr(f"! fold {number}"), tr(why))) for number, why in failed.items()
+    ]
     if figures := answers.figures():
         shown = [(name, f"{value:.4f}") for name, value in figures.items()]
         parts.append(Grid(("", tr("value")), shown, tr("All out-of-fold answers together")))

@@ -15,7 +15,7 @@ from pretune.tasks.added_metrics import lower_is_better
 from pretune.tasks.base import Prediction
 from pretune.tasks.classification.counts import shown_figure
 from pretune.tasks.labels import listed_label
-from pretune.text.spoken_language import tr
+from pretune.text.spoken_language import labelled, tr
 from pretune.text.terminal import for_terminal, in_line
 
 if TYPE_CHECKING:  # to show one prediction, nothing of training and evaluation is imported
@@ -116,7 +116,7 @@ def _failed_runs(failed: Mapping[int, str], count: int, *, folds: bool) -> list[
     if not failed:
         return []
     told = [
-        tr(f"! fold {number}: {why}") if folds else tr(f"! seed {number}: {why}")
+        labelled(tr(f"! fold {number}") if folds else tr(f"! seed {number}"), tr(why))
         for number, why in failed.items()
     ]
     lines = [Text(in_line(text), "red") for text in told]

@@ -17,7 +17,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from copy import copy
 from dataclasses import asdict, dataclass, replace
@@ -32,7 +32,7 @@ from safetensors.numpy import save_file
 from pretune.corpus.store import StoredDocuments
 from pretune.data.bad_records import LEAVE_OUT, BadRecords, Errors
 from pretune.data.batch import Feature, Features, FeatureSet, Repaired, Skipped
-from pretune.data.columns import guess_columns, guess_note
+from pretune.data.columns import guess_columns, guess_note, likely_columns
 from pretune.data.readers.files import read, read_parts
 from pretune.data.readers.in_memory import Table
 from pretune.data.records import MAX_CHARS, ColumnNames, Records
@@ -99,7 +99,27 @@ def read_for(
             names = copy(columns) if isinstance(columns, ColumnNames) else dict(columns)
             names.update(guessed)
             columns = names
+        elif any(columns.get(name, name) not in records.columns for name in needed):
+            return _with_candidates(task, records, columns, needed, with_targets=with_targets)
     return adapt_records(task, records, columns, with_targets=with_targets, keep_bad=first_look)
+
+
+def _with_candidates(
+    task: Preprocessor,
+    records: Records,
+    columns: Mapping[str, str],
+    needed: Sequence[str],
+    *,
+    with_targets: bool,
+) -> Records:
+    """Adapt records that may lack a column; the error says which columns may be meant."""
+    try:
+        return adapt_records(task, records, columns, with_targets=with_targets, keep_bad=True)
+    except DataError as error:
+        lacking = [name for name in needed if columns.get(name, name) not in records.columns]
+        raise DataError(
+            error.message, "\n  ".join((error.hint, *likely_columns(records, lacking)))
+        ) from None
 
 
 def read_parts_for(

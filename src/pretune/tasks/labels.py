@@ -212,17 +212,16 @@ def label_remarks(
 
 
 def look_alikes(counts: Mapping[str, int]) -> Iterator[str]:
-    """Yield a line for each group of labels that differ only in how they are written."""
+    """Yield a line, if there are labels that differ only in how they are written."""
     alike: dict[str, dict[str, int]] = {}
     for label, count in counts.items():
         alike.setdefault(_loose_key(label), {})[label] = count
-    for group in alike.values():
-        if len(group) > 1:
-            yield (
-                f"these labels differ only in case, blanks or the format of a number: "
-                f"{_quoted(group)}; if they are the same, correct the data, or map each spelling "
-                f"to its label with {_as_one(counts, alike.values())}"
-            )
+    if groups := [group for group in alike.values() if len(group) > 1]:
+        yield (
+            f"these labels differ only in case, blanks or the format of a number: "
+            f"{'; '.join(map(_quoted, groups))}; if they are the same, correct the data, or map "
+            f"each spelling to its label with {_as_one(counts, alike.values())}"
+        )
 
 
 def _as_one(counts: Mapping[str, int], groups: Iterable[Mapping[str, int]]) -> str:

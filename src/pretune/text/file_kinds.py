@@ -25,7 +25,8 @@ class FileKind(NamedTuple):
 
 
 def _unpack(command: str) -> str:
-    return f"Decompress it first: {command} FILE"
+    command = f"{command} FILE"
+    return f"Decompress it first: {command}"
 
 
 _SAVE_AS_TEXT = "Export its text to a .txt file."

@@ -480,8 +480,7 @@ def read_features(
 def _remarks(done_to: str, items: Sequence[Skipped | Repaired], records: Records) -> str:
     """Say how many records were skipped or repaired, and why the first of them."""
     count = len(items)
-    start = f"{count:,} of {len(records):,} records were {done_to}:" if count > 1 else f"{done_to}:"
-    lines = [start]
+    lines = [f"{count:,} of {len(records):,} records {'was' if count == 1 else 'were'} {done_to}:"]
     for item in items[:SHOWN]:
         name = records.rows[item.record].get("id")
         where = records.where(item.record) + ("" if name is None else f" (id {name})")

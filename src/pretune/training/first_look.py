@@ -125,7 +125,7 @@ def _different_labels(
             apart.setdefault(key, (first, row))
     if apart:
         pairs = list(apart.values())[:EXAMPLES]
-        places = [" and ".join(_place(records, row) for row in rows) for rows in pairs]
+        places = [tr(f"{_place(records, a)} and {_place(records, b)}") for a, b in pairs]
         yield (
             f"{len(apart):,} {'text has' if len(apart) == 1 else 'texts have'} different labels "
             f"in different records: {'; '.join(places)}{'; ...' * (len(apart) > EXAMPLES)}"

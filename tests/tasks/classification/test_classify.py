@@ -217,6 +217,12 @@ class TestRemarks:
         text = self.remarks(one, one, other, "x")
         assert f"{one!r} (2), {other!r} (1); if they are the same" in text
 
+    def test_doubt_several_in_one_line(self) -> None:
+        """What makes one label of each group is told once."""
+        text = self.remarks("a", "a", "A", "b", "b", "B", "c")
+        assert "number: 'a' (2), 'A' (1); 'b' (2), 'B' (1); if they are the same" in text
+        assert text.count("task.labels=") == 1
+
     def test_doubt_no_others(self) -> None:
         assert "differ only" not in self.remarks("a", "b", "1", "10", "a b", "c-d", "cd")
 
