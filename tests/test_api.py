@@ -164,3 +164,41 @@ def test_describe_and_evaluate_read_tables(rows: Rows, tmp_path: Path) -> None:
     assert described.leaks[0].rows == 3
     assert read(frame).columns == ("body", "verdict")
     assert {*described.to_dataframe()["label"]} == {"all", "good", "bad"}
+
+
+class TestThingsOfTheWrongType:
+    def test_one_model_is_not_several(self) -> None:
+        with pytest.raises(PretuneError, match="compare: expected several models, found a str"):
+            pretune.compare("runs/a", "runs/b")
+
+    @pytest.mark.parametrize(("source", "what"), [(None, "nothing"), (5, "an int")])
+    def test_no_name_of_a_model(self, source: Any, what: str) -> None:
+        with pytest.raises(PretuneError, match=f"the folder of a model, found {what}"):
+            pretune.load(source)
+
+    def test_a_callback_alone(self, rows: Rows, recipe: dict[str, Any]) -> None:
+        class Silent:
+            def on_step(self, moment: pretune.Moment) -> None: ...
+
+        callback: Any = Silent()
+        with pytest.raises(PretuneError, match="callbacks: expected a list of objects, found a"):
+            pretune.train(recipe, data=rows, callbacks=callback, quiet=True)
+
+    def test_overrides_of_data_from_memory(self, rows: Rows) -> None:
+        with pytest.raises(PretuneError) as error:
+            pretune.train(rows, {"train.epochs": object()})
+        assert str(error.value).startswith("defaults for data from memory: train.epochs: should be")
+
+    @pytest.mark.parametrize("name", ["", " ", 5, "a\x1b[31m"])
+    def test_a_name_of_a_metric(self, name: Any) -> None:
+        with pytest.raises(PretuneError, match="is no name for a metric"):
+            pretune.register("metric", name)(lambda answers, truths: 1.0)
+
+
+def test_a_dict_of_columns_is_a_table(rows: Rows, recipe: dict[str, Any]) -> None:
+    columns = {name: [row[name] for row in rows] for name in rows[0]}
+    own = {"model.from": recipe["model"]["from"], "output": recipe["output"], "task.max_length": 16}
+    assert pretune.train(columns, {**own, "train.max_steps": 1}, quiet=True).steps == 1
+    # A recipe without its data is still one, with a mistake.
+    with pytest.raises(RecipeError, match="'data' is missing"):
+        pretune.train({"task": {"name": "classify"}})

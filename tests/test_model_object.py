@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import sys
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,19 @@ class TestInputs:
         path.write_text("body\nbad\n", encoding="utf-8")
         assert model(path) == model(["bad"])
 
+    def test_bytes_are_no_text(self, model: Model[ClassPrediction]) -> None:
+        """One byte is no list of one text, the number of the byte."""
+        with pytest.raises(DataError, match="row 2: expected a text, found a bytes"):
+            model(["a", b"x"])
+
+    def test_a_generator(self, model: Model[ClassPrediction]) -> None:
+        assert model(text for text in TEXTS) == model(TEXTS)
+
+    @pytest.mark.parametrize("texts", [None, 5, ["a", 5]])
+    def test_the_tokenizer_reads_texts(self, model: Model[ClassPrediction], texts: Any) -> None:
+        with pytest.raises(DataError, match="tokenizer: expected a text, found"):
+            model.tokenizer(texts)
+
     def test_no_texts(self, model: Model[ClassPrediction]) -> None:
         with pytest.raises(DataError, match="expected texts, found an int"):
             model.predict(5)  # type: ignore[arg-type]
@@ -92,6 +106,15 @@ class TestAnswers:
             pretune.load(folder, bare=True, answers=ClassPrediction)
         with pytest.raises(RunError, match="exists already"):
             model.save(folder)
+
+    def test_a_kind_of_answers_is_a_class(self, model: Model[ClassPrediction]) -> None:
+        with pytest.raises(CheckpointError, match="expected a class of answers, found a str"):
+            model.answering("ClassPrediction")  # type: ignore[arg-type]
+
+    def test_after_pickling(self, model: Model[ClassPrediction]) -> None:
+        again: Model[ClassPrediction] = pickle.loads(pickle.dumps(model))  # noqa: S301 - our own
+        assert again(TEXTS) == model(TEXTS)
+        assert again.family is model.family
 
     def test_probabilities_and_logits(self, model: Model[ClassPrediction]) -> None:
         logits = model.logits(TEXTS)

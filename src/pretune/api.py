@@ -13,7 +13,8 @@ datasets of Hugging Face's `datasets`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, overload
@@ -29,7 +30,7 @@ from pretune.data.readers.files import read
 from pretune.data.readers.in_memory import Table, from_memory, held_data
 from pretune.data.records import MAX_CHARS, Records
 from pretune.decoding.continuations import Generation
-from pretune.errors import PretuneError, RunError, note
+from pretune.errors import CheckpointError, PretuneError, RunError, describe_value, note
 from pretune.evaluation.compare import Compared, check_tasks
 from pretune.evaluation.compare import compare as compare_examined
 from pretune.evaluation.examine import examine
@@ -148,6 +149,11 @@ def load(
     Raises:
         CheckpointError: nothing there, damaged, or of an unknown kind; or with other answers.
     """
+    if not isinstance(source, str | os.PathLike):
+        raise CheckpointError(
+            f"load: expected the name or the folder of a model, found {describe_value(source)}",
+            "For example minilm, or runs/tickets.",
+        )
     bundle = load_bundle(
         source,
         task=task,
@@ -211,7 +217,8 @@ def train(
 
     Args:
         recipe: a `Recipe`, its values as a mapping, the name of a built-in one, a YAML file; or
-            labelled data: a file (`.jsonl`, `.csv`, `.tsv`, `.parquet`) or a table in memory.
+            labelled data: a file (`.jsonl`, `.csv`, `.tsv`, `.parquet`) or a table in memory. A
+            mapping of lists is a table.
         overrides: values to change by their keys: `{"train.epochs": 2}` or `["train.epochs=2"]`.
         data: what to train on in the place of the recipe's `data.train`: a file, or a table in
             memory: a list of dicts, a dict of columns, a frame of pandas or polars, an Arrow table,
@@ -232,7 +239,7 @@ def train(
     if resume and overwrite:
         raise RunError("resume keeps an earlier run, and overwrite deletes it: give one of them")
     source: Any = recipe
-    if not isinstance(recipe, Recipe | str | Path | Mapping):
+    if not isinstance(recipe, Recipe | str | Path | Mapping) or _has_columns(recipe):
         if data is not None:
             raise PretuneError("train: two data", "Give data=... beside a recipe, or data alone.")
         source, data = None, from_memory(recipe)
@@ -245,6 +252,19 @@ def train(
         if resume:
             return train_or_resume(chosen, quiet=quiet, callbacks=callbacks)
         return train_recipe(chosen, overwrite=overwrite, quiet=quiet, callbacks=callbacks)
+
+
+def _has_columns(values: object) -> bool:
+    """Whether a mapping is a dict of columns, and no recipe: of these some values are no lists."""
+    return (
+        isinstance(values, Mapping)
+        and bool(values)
+        and not {"task", "data"} & {*values}
+        and all(
+            isinstance(own, Sized) and not isinstance(own, str | bytes | Mapping)
+            for own in values.values()
+        )
+    )
 
 
 def resume(
@@ -599,6 +619,11 @@ def compare(
     Raises:
         PretuneError: the models are of several tasks or labels, or the data cannot be used.
     """
+    if isinstance(models, str | Path | Bundle):
+        raise PretuneError(
+            f"compare: expected several models, found {describe_value(models)}",
+            "Give them in a list: compare([first, second]).",
+        )
     named = dict(models) if isinstance(models, Mapping) else _named(models)
     opened = [_opened(model) for model in named.values()]
     check_tasks([*named], [task_of(model) for model in opened])

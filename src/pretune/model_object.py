@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Generic, Self
@@ -24,6 +24,7 @@ from pretune.errors import (
     DataError,
     PretuneError,
     RunError,
+    describe_value,
     did_you_mean,
     not_writable,
     type_name,
@@ -47,7 +48,7 @@ from pretune.training.validation import Evaluation, evaluate_features
 #: What a model answers with; any kind of answer where nothing tells which.
 P = TypeVar("P", bound=Prediction, default=Any)
 #: What a model is asked: a text, texts, tuples of texts, dicts, a table in memory, or a file.
-Inputs = str | Path | Sequence[Any] | Table
+Inputs = str | Path | Sequence[Any] | Iterable[str] | NDArray[Any] | Table
 
 
 @dataclass(repr=False)
@@ -81,6 +82,11 @@ class Model(Bundle, Displayed, Generic[P]):
         Raises:
             CheckpointError: they are of another.
         """
+        if kind is not None and not isinstance(kind, type):
+            raise CheckpointError(
+                f"answers: expected a class of answers, found {describe_value(kind)}",
+                "For example pretune.ClassPrediction.",
+            )
         own = None if self.task is None else answer_type(self.task)
         if kind is not None and not (own is not None and issubclass(own, kind)):
             answers = "has no task" if own is None else f"answers with {own.__name__}"

@@ -72,8 +72,12 @@ class Registry(Mapping[str, T], Generic[T]):
         """Add a thing of a person's own for the rest of this process, or replace such a thing.
 
         Raises:
-            PretuneError: pretune brings something of that name.
+            PretuneError: pretune brings something of that name, or it is no name.
         """
+        if not isinstance(name, str) or not name.strip() or not name.isprintable():
+            raise PretuneError(
+                f"register: {name!r} is no name for a {self.kind}", "Give it one of letters."
+            )
         if name in self.builtin:
             raise PretuneError(
                 f"the {self.kind} '{name}' is built in, and cannot be replaced",

@@ -378,7 +378,7 @@ class TextClassifier(ClassifierMixin, _Saves):  # type: ignore[misc]
         if len(self.classes_) < 2:
             raise EstimatorError(
                 f"{type(self).__name__} needs at least two classes; y has only one class, "
-                f"{self.classes_[0]!r}"
+                f"{self.classes_.tolist()[0]!r}"
             )
         names = _class_names(self.classes_)
         records = self._records(rows, {"label": [names[i] for i in numbers.tolist()]})

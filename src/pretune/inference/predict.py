@@ -299,7 +299,7 @@ def records_of(task: Preprocessor, rows: Sequence[Any], origin: str = "input") -
                 )
             records.append({name: row[name] for name in columns})
             continue
-        if not isinstance(row, Iterable):
+        if not isinstance(row, Iterable) or isinstance(row, bytes | bytearray):
             raise DataError(
                 f"{origin}, row {number}: expected a text, found {describe_value(row)}",
                 f"Give {' and '.join(columns)}: a text each.",

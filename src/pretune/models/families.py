@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copyreg
 from typing import Any
 
 from torch import nn
@@ -42,6 +43,22 @@ FAMILIES: Registry[Family] = Registry(
         "rnn": "pretune.models.classics.rnn:FAMILY",
     },
 )
+
+
+def _registered(model_type: str) -> Family:
+    return FAMILIES[model_type]
+
+
+def _pickled(family: Family) -> Any:
+    """Pickle a family by its name: it holds functions of its file, which have none."""
+    kind = family.model_type
+    if kind in FAMILIES and FAMILIES[kind] is family:
+        return _registered, (kind,)
+    return family.__reduce_ex__(2)
+
+
+# A model is pickled with its family, e.g. for the processes of joblib.
+copyreg.pickle(Family, _pickled)
 
 #: First words of preset names that are not the name of their family.
 _PRESET_FAMILIES = {

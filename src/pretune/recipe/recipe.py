@@ -250,7 +250,7 @@ def _read_source(source: str, pairs: Sequence[tuple[str, Any]]) -> tuple[dict[st
         origin = f"recipe {source} of {ADDED_RECIPES.package_of(source)}"
     # A file: labelled data or YAML.
     elif _is_data(source):
-        return _for_data(source, pairs), f"defaults for {source}"
+        return _for_data(source, pairs), _origin_for(source)
     elif is_file(path):
         try:
             text, origin = Path(spooled(path)).read_text(encoding="utf-8"), source
@@ -388,12 +388,17 @@ def with_teacher(values: Mapping[str, Any]) -> Mapping[str, Any]:
     return {**values, "task": {**trained.options.model_dump(mode="json"), **task}}
 
 
+def _origin_for(source: str) -> str:
+    """What errors call the recipe for somebody who has only data."""
+    return "defaults for data from memory" if is_from_memory(source) else f"defaults for {source}"
+
+
 def _for_data(source: str, pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     """The recipe for somebody who has only a labelled file: its columns tell the task."""
     # The file is read as the overrides say; those of other sections may be for another task.
     values = {"task": {"name": "classify"}, "data": {"train": source}}
     about = [(key, value) for key, value in pairs if key.partition(".")[0] == "data"]
-    data = Recipe.of(_override(values, about), f"defaults for {source}").data
+    data = Recipe.of(_override(values, about), _origin_for(source)).data
     # The first records tell the columns; all of them are read once, for the training.
     how: dict[str, Any] = {"encoding": data.encoding, "quoting": data.quoting}
     records = next(read_parts(source, PROBED_ROWS, columns=data.columns, keep_bad=True, **how))

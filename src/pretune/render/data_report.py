@@ -167,7 +167,7 @@ def _problems(facts: Facts) -> Grid:
     share = repeats.conflicts / max(repeats.groups, 1)
     places = [one_line(tr(place)) for place in facts.unreadable_places[:1]]
     unreadable = (tr("lines that are no rows"), f"{facts.unreadable:,}", "".join(places))
-    places = map(tr, facts.unlabelled_places)
+    places = [tr(place) for place in facts.unlabelled_places]
     unlabelled = (tr("rows without a label"), f"{facts.unlabelled:,}", "; ".join(places))
     rows = [
         *([unreadable] if facts.unreadable else []),

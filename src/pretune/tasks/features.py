@@ -118,7 +118,8 @@ def _with_candidates(
     except DataError as error:
         lacking = [name for name in needed if columns.get(name, name) not in records.columns]
         raise DataError(
-            error.message, "\n  ".join((error.hint, *likely_columns(records, lacking)))
+            error.message,
+            "\n  ".join(filter(None, (error.hint, *likely_columns(records, lacking)))),
         ) from None
 
 

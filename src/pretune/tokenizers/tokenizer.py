@@ -12,7 +12,7 @@ from typing import Any, Protocol, overload
 from tokenizers import Encoding, normalizers
 from tokenizers import Tokenizer as RustTokenizer
 
-from pretune.errors import CheckpointError, DataError
+from pretune.errors import CheckpointError, DataError, describe_value
 from pretune.text.terminal import in_line
 from pretune.tokenizers.classes import (
     INPUTS,
@@ -144,6 +144,7 @@ class Tokenizer:
         if isinstance(texts, str):
             second = [pairs] if isinstance(pairs, str) else pairs
             return self.encode([texts], second, max_length=max_length)[0]
+        texts = _all_texts(texts)
         if isinstance(pairs, str):
             raise DataError("a list of texts, and one text as their pairs", "Give a list of pairs.")
         return self.encode(texts, pairs, max_length=max_length)
@@ -373,6 +374,18 @@ class Tokenizer:
 def _cutting(engine: RustTokenizer) -> dict[str, Any]:
     parts = json.loads(engine.to_str())
     return {name: parts[name] for name in ("normalizer", "pre_tokenizer", "model", "added_tokens")}
+
+
+def _all_texts(texts: object) -> list[str]:
+    """The texts that somebody gives to a tokenizer."""
+    items: list[Any] = list(texts) if isinstance(texts, Iterable) else [texts]
+    for item in items:
+        if not isinstance(item, str):
+            raise DataError(
+                f"tokenizer: expected a text, found {describe_value(item)}",
+                "Give a text, or a list of texts.",
+            )
+    return items
 
 
 def is_panic(error: BaseException) -> bool:

@@ -14,7 +14,7 @@ callbacks gives the same weights as the run without.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -117,6 +117,20 @@ def named_callbacks(names: Sequence[str]) -> list[Callback]:
                 "Its class is called without arguments; register an object instead.",
             ) from error
     return made
+
+
+def given_callbacks(callbacks: Iterable[Callback]) -> list[Callback]:
+    """The callbacks that somebody gives to a training.
+
+    Raises:
+        OwnCodeError: it is one callback, not several.
+    """
+    if not isinstance(callbacks, Iterable):
+        raise OwnCodeError(
+            f"callbacks: expected a list of objects, found {type_name(type(callbacks))}",
+            "Give it in a list: callbacks=[...].",
+        )
+    return [*callbacks]
 
 
 class Callbacks:

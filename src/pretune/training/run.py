@@ -47,7 +47,7 @@ from pretune.tasks.base import (
 from pretune.tasks.distillation.taught import Taught
 from pretune.tasks.features import FeatureCache, own_columns
 from pretune.training.adapters import check_base, check_lora, frozen_digest
-from pretune.training.callbacks import Callback, Callbacks, named_callbacks
+from pretune.training.callbacks import Callback, Callbacks, given_callbacks, named_callbacks
 from pretune.training.checkpoint import (
     TENSORS,
     VALUES,
@@ -320,7 +320,7 @@ class _Run:
         self._say = self.reporter.say
         self.task = student_task(recipe)
         named = named_callbacks(recipe.train.callbacks)
-        self.callbacks = Callbacks([*named, *callbacks], folder.path)
+        self.callbacks = Callbacks([*named, *given_callbacks(callbacks)], folder.path)
         self.lessons: Lessons | None = None
         self.mirror: Mirror | None = None
 
