@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import pretune
+from pretune.registry import OWN_FILE
 from pretune.text.translation import OWN_WORDS, entries, pieces
 
 SOURCE = Path(pretune.__file__).parent
@@ -100,6 +101,9 @@ WORDS = (
     *("semicolons", "commas", "tabs", "bars"),
     *("Arabic", "Chinese", "French", "German", "Hebrew", "Hungarian", "Icelandic", "Italian"),
     *("Japanese", "Korean", "Polish", "Portuguese", "Scandinavian", "Spanish", "Thai", "Turkish"),
+    # What `Registry.find` puts into an error of the class that it is given.
+    *(OWN_FILE, "No installed package provides any."),
+    *("no {0} is called '{1}'", "Choose another file.", "Choose another folder."),
     "each line of a text file is a document",
     "each text file is one document",
     "without lines that are not valid in the encoding",

@@ -87,6 +87,13 @@ def test_the_collector_sees_texts(msgid: str) -> None:
         ("a.gz: is a gzip file", "a.gz：是 gzip 文件"),
         ("a.ods: is a spreadsheet, not plain text", "a.ods：是电子表格，不是纯文本"),
         ("Decompress it first: gunzip -k a.gz", "请先解压：gunzip -k a.gz"),
+        ("Choose another file.", "请换一个文件。"),
+        ("Choose another --output.", "请换一个 --output。"),
+        (
+            "about 5 min on this machine (cpu): 4 min training, 30 s evaluation, "
+            "6 s reading data and model",
+            "本机（cpu）大约需要 5 min：训练 4 min，评估 30 s，读取数据和模型 6 s",
+        ),
         ("line 94 and line 228", "第 94 行和第 228 行"),
         ("line 4: 2 times (spam 1x, ham 1x)", "第 4 行：2 次（spam 1x, ham 1x）"),
         (

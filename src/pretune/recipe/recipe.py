@@ -58,6 +58,7 @@ from pretune.tasks.builtin import task_class
 from pretune.tasks.classification.label_lists import parse_list
 from pretune.text.byte_stream import first_bytes, is_file, is_pipe, spooled
 from pretune.text.file_kinds import kind_by_name, suffix_of
+from pretune.text.spoken_language import tr
 
 #: Changes to a recipe: `key.sub=value` texts whose values are YAML, or a mapping of such keys.
 Overrides = Sequence[str] | Mapping[str, Any]
@@ -390,7 +391,9 @@ def with_teacher(values: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _origin_for(source: str) -> str:
     """What errors call the recipe for somebody who has only data."""
-    return "defaults for data from memory" if is_from_memory(source) else f"defaults for {source}"
+    if is_from_memory(source):
+        return tr("defaults for data from memory")
+    return tr(f"defaults for {source}")
 
 
 def _for_data(source: str, pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:

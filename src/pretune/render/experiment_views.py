@@ -163,15 +163,14 @@ def _times(plan: RunPlan) -> list[Text]:
     speed = plan.speed
     if speed is None or plan.training_seconds is None or plan.hours is None:
         return [Text(tr("no time was measured"))]
-    asked = plan.teacher_seconds
-    teacher = "" if asked is None else tr(f"{short_time(asked)} teacher, ")
     line = tr(
         f"about {short_time(3600 * plan.hours)} on this machine ({speed.device}): "
         f"{short_time(plan.training_seconds)} training, "
         f"{short_time(plan.evaluation_seconds or 0)} evaluation, "
-        f"{teacher}"
         f"{short_time(plan.reading_seconds)} reading data and model"
     )
+    if plan.teacher_seconds is not None:
+        line += tr(f", {short_time(plan.teacher_seconds)} teacher")
     how = tr(
         f"by {speed.updates} real updates on a copy of the model: "
         f"{speed.training_tokens_per_second:,.0f} tokens/s, "
