@@ -158,7 +158,7 @@ class TestClassifier:
             (["a", None], [0, 1], "expected a text in row 1, found nothing"),
             ("a film", [0, 1], "expected a sequence of texts"),
             ([], [], "found 0 texts, while a minimum of 1 is required"),
-            (["a", "b"], [0, 0], "only one class"),
+            (["a", "b"], [0, 0], "only one class, 0$"),
             (["a", "b"], None, "requires y to be passed, but the target y is None"),
             (["a", "b"], [0.5, 0.7], "continuous"),
             (["a", "b"], [0, 1, 0], "inconsistent numbers of samples"),
@@ -185,6 +185,10 @@ class TestClassifier:
 
 
 class TestRegressor:
+    def test_one_target_for_all_is_named_in_its_unit(self, small: str) -> None:
+        with pytest.raises(ValueError, match="y: every target is 5; there is nothing to learn"):
+            TextRegressor(small).fit(TEXTS, [5.0] * len(TEXTS))
+
     def test_targets_come_back_in_their_unit(self, small: str) -> None:
         prices = np.array([250_000.0, 90_000.0] * 8)
         model = TextRegressor(

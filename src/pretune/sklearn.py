@@ -434,7 +434,14 @@ class TextRegressor(RegressorMixin, _TextEstimator):  # type: ignore[misc]
         """
         with _as_value_errors():
             rows = self._rows(X, reset=True)
-            self._train_scores(rows, _scores(y, rows, type(self).__name__), fresh=True, whole=True)
+            scores = _scores(y, rows, type(self).__name__)
+            # Of one record scikit-learn asks another error, which comes later.
+            if len(scores) > 1 and scores.min() == scores.max():
+                raise EstimatorError(
+                    f"y: every target is {scores[0]:g}; there is nothing to learn",
+                    "Is it the right column?",
+                )
+            self._train_scores(rows, scores, fresh=True, whole=True)
         return self
 
     def partial_fit(self, X: Any, y: Any) -> Self:  # noqa: N803

@@ -94,6 +94,7 @@ def test_the_collector_sees_texts(msgid: str) -> None:
             "6 s reading data and model",
             "本机（cpu）大约需要 5 min：训练 4 min，评估 30 s，读取数据和模型 6 s",
         ),
+        ("1 record", "1 条记录"),
         ("line 94 and line 228", "第 94 行和第 228 行"),
         ("line 4: 2 times (spam 1x, ham 1x)", "第 4 行：2 次（spam 1x, ham 1x）"),
         (

@@ -72,7 +72,10 @@ def run_grid(result: RunResult) -> Grid:
 def _left_out(data: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Return how many records of each part of the data could not be used."""
     return [
-        (tr(f"left out of {part}"), tr(f"{own['left_out']:,} records"))
+        (
+            tr(f"left out of {part}"),
+            tr(f"{own['left_out']:,} {'record' if own['left_out'] == 1 else 'records'}"),
+        )
         for part, own in data.items()
         if own.get("left_out")
     ]
