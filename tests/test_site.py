@@ -29,6 +29,10 @@ def test_every_page_is_there_and_no_link_is_broken(builder: Any, tmp_path: Path)
         pages = {path.stem for path in (ROOT / folder).glob("*.md")}
         assert {path.stem for path in (site / language).glob("*.html")} >= {"index", *pages}
         assert (site / language / "searchindex.js").stat().st_size > 10_000
+        # Nothing is loaded from elsewhere: the site works without a network.
+        loads = re.compile(r'<(?:script|link|img)\b[^>]*(?:src|href)="https?://')
+        all_pages = sorted((site / language).rglob("*.html"))
+        assert [p for p in all_pages if loads.search(p.read_text(encoding="utf-8"))] == []
         # The search calls a stemmer that is there.
         script = (site / language / "_static/language_data.js").read_text(encoding="utf-8")
         (stemmer,) = re.findall(r"window\.Stemmer = (\w+);", script)

@@ -24,7 +24,8 @@ html_theme = "furo"
 html_title = "pretune"
 html_show_copyright = html_show_sourcelink = html_copy_source = False
 myst_heading_anchors = 4
-myst_enable_extensions = ["dollarmath"]
+# Formulas are written as text: MathJax would be loaded from a server, and the site works without.
+myst_enable_extensions = []
 # `out:` leads out of this language's part of the site; build.py writes such links.
 myst_url_schemes = {
     "http": None,
