@@ -16,6 +16,7 @@ from pretune.cli.app import app
 from pretune.errors import RunError
 from pretune.experiments.runs import RunInfo, find_runs
 from pretune.render.experiment_views import runs_view, short_time
+from pretune.text.spoken_language import speaking
 
 RECIPE = "task: {name: classify}\nmodel: {from: minilm}\ndata: {train: a.tsv}\nseed: 3\n"
 Make = Callable[..., Path]
@@ -52,9 +53,9 @@ def evaluated(step: int, accuracy: float, loss: float = 1.0) -> dict[str, float]
     return {"step": step, "epoch": step / 10, **found}
 
 
-def outcome(accuracy: float, seconds: float = 9.5, loss: float = 1.0) -> str:
+def outcome(accuracy: float, seconds: float = 9.5, loss: float = 1.0, steps: int = 8) -> str:
     metrics = {"loss": loss, "accuracy": accuracy}
-    return json.dumps({"metrics": metrics, "best_step": 7, "steps": 8, "seconds": seconds})
+    return json.dumps({"metrics": metrics, "best_step": 7, "steps": steps, "seconds": seconds})
 
 
 def only(folder: Path) -> RunInfo:
@@ -217,6 +218,19 @@ class TestManyRuns:
         output = CliRunner().invoke(app, ["runs", str(tmp_path)], env=columns).output
         assert f"{tmp_path}/{name}" in output
         assert "finished" in "".join(output.split())
+
+    @pytest.mark.parametrize("spoken", ["en", "zh"])
+    def test_have_words_and_numbers_unbroken(
+        self, make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spoken: str
+    ) -> None:
+        make("a", evaluated(123_456, 0.8), result=outcome(0.9, steps=123_456))
+        monkeypatch.chdir(tmp_path)
+        with speaking(spoken):
+            for width in range(40, 140):
+                out = io.StringIO()
+                Console(file=out, width=width).print(runs_view(find_runs(Path())))
+                for text in ("classify", "123,456"):
+                    assert text in out.getvalue(), width
 
 
 @pytest.mark.parametrize(

@@ -66,17 +66,23 @@ class _RunRows:
     """
 
     header = ("run", "state", "task", "model", "data", "best", "step", "seconds", "age")
+    #: Columns that are not broken, and to how much the others may shrink.
+    unbroken, least = (0, 1, 2, 6, 7, 8), 12
 
     def __init__(self, rows: Sequence[Sequence[object]]) -> None:
         self._rows = rows
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        longest = max(cell_len(in_line(row[0])) for row in self._rows)
-        # Every other column may shrink to its header, and has a border and two blanks.
         header = [tr(name) for name in self.header]
-        others = sum(cell_len(name) + 3 for name in header[1:])
-        if longest + others + 3 <= options.max_width:
-            yield Grid(header, self._rows, numbers=(6, 7, 8), whole=(0,)).terminal()
+        needed = 1
+        for column, cells in enumerate(zip(header, *self._rows, strict=True)):
+            title, *widths = [cell_len(in_line(cell)) for cell in cells]
+            longest = max(widths)
+            if column not in self.unbroken:
+                longest = min(longest, self.least)
+            needed += max(title, longest) + 3  # with a border and two blanks
+        if needed <= options.max_width:
+            yield Grid(header, self._rows, numbers=(6, 7, 8), whole=(0, 1, 2)).terminal()
             return
         for name, state, *facts in self._rows:
             yield Text(in_line(name), "bold", no_wrap=True, overflow="ignore")
