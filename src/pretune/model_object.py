@@ -32,7 +32,13 @@ from pretune.errors import (
 from pretune.evaluation.explain import Explained, explain_records, finished
 from pretune.inference.embed import Embedder
 from pretune.inference.generate import TextGenerator
-from pretune.inference.predict import Predictor, column_names, read_inputs, task_of
+from pretune.inference.predict import (
+    Predictor,
+    column_names,
+    read_inputs,
+    refuse_nan,
+    task_of,
+)
 from pretune.inference.predictions import Predictions
 from pretune.inference.reference import compared
 from pretune.inference.runtime import check_precision, choose_device
@@ -279,6 +285,7 @@ class Model(Bundle, Displayed, Generic[P]):
             device=target,
             precision=precision,
             batch_tokens=batch_tokens,
+            watch=lambda _, outputs: refuse_nan(outputs),
         )
 
     # Vectors and texts

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+import pretune
 from pretune.bundle.bundle import Bundle, load
 from pretune.decoding.decoding import Decoding
 from pretune.errors import NotFiniteError
@@ -36,10 +37,13 @@ def test_predict_and_quantize(
     monkeypatch.setattr(kernels, "SMALLEST", 1)
     bundle, records = CASES[name].bundle(tiny_folder, tmp_path), CASES[name].records(6)
     Predictor(bundle, device="cpu").predict(records)
+    pretune.evaluate(bundle, records)
     with pytest.raises(NotFiniteError, match="the model computes numbers that are not finite"):
         Predictor(broken(bundle), device="cpu").predict(records)
     with pytest.raises(NotFiniteError):
         quantize(bundle, records, GateLimits(100, 0))
+    with pytest.raises(NotFiniteError):
+        pretune.evaluate(bundle, records)
 
 
 @pytest.mark.parametrize("how", [{"temperature": 0.0}, {"temperature": 1.0}, {"beams": 2}])

@@ -234,15 +234,19 @@ class Predictor:
                 outputs = strategy.forward(self._model, batch)
                 strategy.commit()
                 outputs = with_answers(task, self._model, outputs, batch)
-            _refuse_nan(outputs)
+            refuse_nan(outputs)
             parts.update(zip(batch.index.tolist(), read(outputs, batch), strict=True))
             if progress is not None:
                 progress(len(parts), len(features))
         return [parts[number] for number in range(len(features))]
 
 
-def _refuse_nan(outputs: Any) -> None:
-    """Refuse logits that are no numbers, of which the best would be an answer like any other."""
+def refuse_nan(outputs: Any) -> None:
+    """Refuse logits that are no numbers, of which the best would be an answer like any other.
+
+    Raises:
+        NotFiniteError: some are not.
+    """
     logits = outputs if isinstance(outputs, torch.Tensor) else getattr(outputs, "logits", None)
     if isinstance(logits, torch.Tensor) and not bool((logits < torch.inf).all()):  # NaN is not
         raise NotFiniteError
