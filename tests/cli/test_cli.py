@@ -236,10 +236,10 @@ class TestMistakes:
         )
 
     def test_a_missing_column(self, tmp_path: Path) -> None:
-        (tmp_path / "a.csv").write_text("body,label\nx,y\n", encoding="utf-8")
+        (tmp_path / "a.csv").write_text("mark,label\nx,y\n", encoding="utf-8")
         refused(
             pretune("train", "a.csv", cwd=tmp_path),
-            "a.csv: no column 'text'; it has 'body', 'label'",
+            "a.csv: no column 'text'; it has 'mark', 'label'",
             "data.columns.text=COLUMN",
         )
 
