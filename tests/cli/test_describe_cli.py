@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -82,3 +83,12 @@ def test_charts_that_cannot_be_written(data: Path) -> None:
     assert refused.exit_code == 2
     assert isinstance(refused.exception, SystemExit)
     assert f"{data / 'charts'}: cannot be written" in refused.output.replace("\n", "")
+
+
+def test_what_is_to_be_pasted_is_never_broken(tmp_path: Path) -> None:
+    data = tmp_path / "a.csv"
+    rows = [f"some message {n},{label}" for n in range(9) for label in ("Refund", "refund ")]
+    data.write_text("\n".join(["text,label", *rows]) + "\n", encoding="utf-8")
+    shown = CliRunner().invoke(app, ["describe", str(data)], env={"COLUMNS": "40"}).output
+    (option,) = re.findall(r"'task\.labels=(\{.*?\})'", shown)
+    assert set(json.loads(option)) == {"Refund", "refund"}

@@ -32,9 +32,14 @@ _BOXES_OF_TOKENS = "tokens per text (line: median; box: middle half; whiskers: 5
 def description_view(description: Description) -> Group:
     """Lay out a description for the terminal."""
     parts: list[RenderableType] = []
-    for grid in description_grids(description):
-        parts += [grid.terminal(), Text()]
-    return Group(*(parts[:-1] if description.leaks else parts))
+    for facts in description.files:
+        for grid in _grids(facts, remarks=False):
+            parts += [grid.terminal(), Text()]
+        # Remarks hold commands to paste: not in a cell, whose width would break them.
+        remarks = [f"{tr('labels')}: {one_line(tr(remark))}" for remark in facts.label_remarks]
+        parts += [Text(remark, no_wrap=True, overflow="ignore") for remark in remarks]
+        parts += [Text()] if remarks else []
+    return Group(*parts, *([_leaks(description.leaks).terminal()] if description.leaks else []))
 
 
 def description_grids(description: Description) -> list[Grid]:
@@ -97,8 +102,8 @@ def _group_names(lengths: dict[str, Lengths]) -> list[str]:
     return [ALL, *labels[:MAX_LABELS]]
 
 
-def _grids(facts: Facts) -> Iterator[Grid]:
-    """Yield the tables of one file, without those that would be empty."""
+def _grids(facts: Facts, *, remarks: bool = True) -> Iterator[Grid]:
+    """Yield the tables of one file, without those that would be empty, or without remarks."""
     yield _overview(facts)
     if facts.labels:
         yield _labels(facts)
@@ -113,7 +118,7 @@ def _grids(facts: Facts) -> Iterator[Grid]:
         yield Grid(header, rows, tr("cut by max_length"), numbers=(0, 1))
     if facts.unknown is not None:
         yield _unknown_tokens(facts)
-    yield _problems(facts)
+    yield _problems(facts, facts.label_remarks if remarks else ())
     rows = [(name, f"{share:.2%}") for name, share in facts.scripts.items()]
     yield Grid((tr("script"), tr("share of the letters")), rows, tr("scripts"))
 
@@ -161,8 +166,8 @@ def _extremes(facts: Facts) -> Grid:
     return Grid(header, rows, tr("longest and shortest texts"), numbers=(1,))
 
 
-def _problems(facts: Facts) -> Grid:
-    """Tabulate what is missing or repeated, and labels that are spelled in several ways."""
+def _problems(facts: Facts, remarks: Sequence[str]) -> Grid:
+    """Tabulate what is missing or repeated, and remarks on the labels."""
     repeats = facts.repeats
     share = repeats.conflicts / max(repeats.groups, 1)
     places = [one_line(tr(place)) for place in facts.unreadable_places[:1]]
@@ -185,7 +190,7 @@ def _problems(facts: Facts) -> Grid:
             tr(f"{share:.1%} of these texts"),
         ),
     ]
-    rows += [(tr("labels"), "", one_line(tr(remark))) for remark in facts.label_remarks]
+    rows += [(tr("labels"), "", one_line(tr(remark))) for remark in remarks]
     return Grid((tr("what to look at"), "", tr("where")), rows, numbers=(1,))
 
 
