@@ -12,6 +12,10 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 # The files that have such tests: to read all takes a minute in each process.
 MARKED = $(shell grep -rl --include='test_*.py' 'mark\.$(1)' tests)
+# Those that take minutes begin first: at the end one process would be left with them.
+LONG := $(addprefix tests/,serving/test_soak.py golden/test_saved.py training/test_together.py \
+	bench/test_gpu.py test_doc_examples.py test_walkthroughs.py faults/test_kill.py storage/test_s3.py \
+	serving/test_hostile.py)
 TOGETHER = -n $(shell $(PYTHON) -c 'import os; print(min($(1), os.cpu_count() + 1))') --dist loadfile
 TORCH := $(shell grep '^torch==' constraints.txt)
 
@@ -71,7 +75,8 @@ test: .venv/.dev
 	$(PYTEST) -m "not slow" $(call TOGETHER,8) $(ARGS)
 
 slow: .venv/.dev
-	$(PYTEST) -m "slow and not alone" $(call TOGETHER,4) $(or $(ARGS),$(call MARKED,slow))
+	$(PYTEST) -m "slow and not alone" $(call TOGETHER,4) --no-loadscope-reorder \
+		$(or $(ARGS),$(LONG) $(filter-out $(LONG),$(call MARKED,slow)))
 	$(PYTEST) -m "slow and alone" $(or $(ARGS),$(call MARKED,alone))
 
 mutants: .venv/.dev
