@@ -126,8 +126,11 @@ def test_an_answers_memory_serves_the_next_one() -> None:
             return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
         keep_freed_memory()
-        faults(16)
-        assert faults(16) < 16 * MIB // resource.getpagesize()
+        # The first block alone; by themselves glibc's thresholds grow when it is freed, so that the
+        # second takes new pages, too.
+        pages = 16 * MIB // resource.getpagesize()
+        assert faults(16) < 1.5 * pages
+        assert faults(16) < 0.5 * pages
         # What is larger goes back to the system.
         held = own_memory()
         torch.ones(200 * MIB, dtype=torch.uint8)
