@@ -18,7 +18,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from copy import copy
 from dataclasses import asdict, dataclass, replace
 from functools import cache as cached
@@ -99,28 +99,22 @@ def read_for(
             names = copy(columns) if isinstance(columns, ColumnNames) else dict(columns)
             names.update(guessed)
             columns = names
-        elif any(columns.get(name, name) not in records.columns for name in needed):
-            return _with_candidates(task, records, columns, needed, with_targets=with_targets)
+        elif lacking := [n for n in needed if columns.get(n, n) not in records.columns]:
+            with _naming_candidates(records, lacking):
+                return adapt_records(
+                    task, records, columns, with_targets=with_targets, keep_bad=True
+                )
     return adapt_records(task, records, columns, with_targets=with_targets, keep_bad=first_look)
 
 
-def _with_candidates(
-    task: Preprocessor,
-    records: Records,
-    columns: Mapping[str, str],
-    needed: Sequence[str],
-    *,
-    with_targets: bool,
-) -> Records:
-    """Adapt records that may lack a column; the error says which columns may be meant."""
+@contextmanager
+def _naming_candidates(records: Records, lacking: Sequence[str]) -> Iterator[None]:
+    """Context whose errors say which columns may be meant by names that the records lack."""
     try:
-        return adapt_records(task, records, columns, with_targets=with_targets, keep_bad=True)
+        yield
     except DataError as error:
-        lacking = [name for name in needed if columns.get(name, name) not in records.columns]
-        raise DataError(
-            error.message,
-            "\n  ".join(filter(None, (error.hint, *likely_columns(records, lacking)))),
-        ) from None
+        likely = likely_columns(records, lacking)
+        raise DataError(error.message, "\n  ".join(filter(None, (error.hint, *likely)))) from None
 
 
 def read_parts_for(
