@@ -6,8 +6,8 @@
 
 `make smollm2` installs the model. Both engines read the same GGUF file, compute in float32 and
 write the likeliest tokens, exactly as many; the prompt is part of the time, the rounds take turns,
-and the median is compared. How many tokens agree is printed. Memory is that of a process of its
-own for each engine, which loads the model and writes once.
+and the median is compared. How many tokens agree is printed. `pretune, int8` multiplies in 8 bits.
+Memory is that of a process of its own for each engine, which loads the model and writes once.
 
 Prompting asks with 0 and 5 examples (three draws), by the likelihood of each answer. Tuning takes
 the 970 short English instructions of `instruct/train.jsonl`, holds 100 back, and shows held-out
@@ -48,6 +48,7 @@ from pretune.tasks.dialogue.dialogue import Instruct, InstructOptions
 from pretune.training.run_result import peak_memory_mb
 
 NAME = "smollm2"
+INT8 = "pretune, int8"
 QUESTIONS = (
     "What is the capital of France?",
     "Name three primary colours, and say where each of them occurs in nature.",
@@ -84,10 +85,11 @@ def gguf_file() -> Path:
     return next(Path(spec.origin).parent.glob(model.inside))
 
 
-def writer() -> TextGenerator:
+def writer(precision: str = "float32") -> TextGenerator:
     """Our engine."""
     bundle = pretune.load(NAME)
-    return TextGenerator.of(bundle, template=template_of(bundle, always=True), batch_size=64)
+    template = template_of(bundle, always=True)
+    return TextGenerator.of(bundle, template=template, batch_size=64, precision=precision)
 
 
 def transformers_model() -> Any:
@@ -123,9 +125,13 @@ def theirs(model: Any, prompts: Sequence[Sequence[int]], count: int) -> list[lis
 def generate(options: argparse.Namespace) -> None:
     """Tokens a second of both, whether they write the same, and memory."""
     engine, peer = writer(), None if options.ours else transformers_model()
+    small = writer("int8")
     for batch in options.batches:
         prompts = [engine.prompt(question) for question in QUESTIONS[:batch]]
-        jobs: dict[str, Any] = {"pretune": partial(ours, engine, prompts, options.new_tokens)}
+        jobs: dict[str, Any] = {
+            "pretune": partial(ours, engine, prompts, options.new_tokens),
+            INT8: partial(ours, small, prompts, options.new_tokens),
+        }
         if peer is not None:
             jobs["transformers"] = partial(theirs, peer, prompts, options.new_tokens)
         first = {name: job() for name, job in jobs.items()}  # which warms up, too
@@ -134,12 +140,16 @@ def generate(options: argparse.Namespace) -> None:
             for name, job in jobs.items():
                 rates[name].append(batch * options.new_tokens / seconds(job))
         print("\n" + table(f"greedy, batch {batch}", rates, "pretune", "tokens/s", digits=1))
-        if peer is not None:
-            pairs = list(zip(*first.values(), strict=True))
-            same = sum(a == b for a, b in pairs)
-            tokens = sum(x == y for a, b in pairs for x, y in zip(a, b, strict=True))
-            total = batch * options.new_tokens
-            print(f"the same tokens: {tokens} of {total}, in {same} of {batch} texts", flush=True)
+        own, total = first.pop("pretune"), batch * options.new_tokens
+        for name, other in first.items():
+            same = sum(a == b for a, b in zip(own, other, strict=True))
+            tokens = sum(
+                x == y for a, b in zip(own, other, strict=True) for x, y in zip(a, b, strict=True)
+            )
+            print(
+                f"the same tokens as {name}: {tokens} of {total}, in {same} of {batch} texts",
+                flush=True,
+            )
     asked = json.dumps([engine.prompt(question) for question in QUESTIONS])
     settings = ("--new-tokens", str(options.new_tokens), "--prompts", asked, "--peak")
     peaks = {name: [peak_of(__file__, *settings, name)] for name in jobs}
@@ -148,8 +158,8 @@ def generate(options: argparse.Namespace) -> None:
 
 def peak(name: str, prompts: Sequence[Sequence[int]], count: int) -> None:
     """Print the peak memory of this process, after it has loaded the model and written once."""
-    if name == "pretune":
-        ours(writer(), prompts, count)
+    if name in ("pretune", INT8):
+        ours(writer("int8" if name == INT8 else "float32"), prompts, count)
     else:
         theirs(transformers_model(), prompts, count)
     say_peak()

@@ -251,7 +251,7 @@ def work(source, batch, length):
         Feature([5] * length, [0] * length, {"label": i % 2}, i) for i in range(batch)
     )
     if what == "training":
-        options = TrainSection(batch_size=batch, max_steps=4, device="cpu")
+        options = TrainSection(batch_size=batch, max_steps=2, device="cpu")
         Trainer(task, model, features, options=options).fit()
     else:
         evaluate_features(task, model, features, batch_tokens=batch * length)

@@ -21,6 +21,9 @@ from pretune.training.checkpoint import checkpoints, newest_whole
 HERE = Path(__file__).parent
 #: Seconds until something is taken to hang.
 PATIENCE = 120.0
+#: Seconds between two looks: a checkpoint of a toy takes some ten times as long to write, and who
+#: looks without a pause takes a core from the run it waits for.
+PAUSE = 0.001
 
 
 def neighbour(name: str) -> ModuleType:
@@ -107,4 +110,5 @@ def wait_until(condition: Callable[[], bool], running: Running) -> bool:
         if not running.lives:
             return False
         assert time.monotonic() < deadline, running.said()
+        time.sleep(PAUSE)
     return True

@@ -16,7 +16,15 @@ from typing import Any
 
 import pytest
 
-from tests.faults.runs import PATIENCE, Running, assert_sound, neighbour, steps_of, wait_until
+from tests.faults.runs import (
+    PATIENCE,
+    PAUSE,
+    Running,
+    assert_sound,
+    neighbour,
+    steps_of,
+    wait_until,
+)
 
 #: How often a run is killed in the long tests; 30 times and more by PRETUNE_KILLS=30.
 KILLS = int(os.environ.get("PRETUNE_KILLS", "10"))
@@ -222,6 +230,7 @@ def test_an_interpreter_of_its_own(
         while max(_names(run), default=0) < before + 3:
             assert process.poll() is None
             assert time.monotonic() < deadline
+            time.sleep(PAUSE)
         process.kill()
         assert process.wait() == -signal.SIGKILL
         assert_sound(run)
