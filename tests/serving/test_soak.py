@@ -38,7 +38,7 @@ from tests.serving.live_server import wait_until
 from tests.serving.models import model_of, same, unlabelled
 from tests.serving.served_process import Process, children_of
 
-MINUTES = float(os.environ.get("PRETUNE_SOAK_MINUTES", "3"))
+MINUTES = float(os.environ.get("PRETUNE_SOAK_MINUTES", "2"))
 #: Seconds between two swaps: a minute, or a dozen of them in a short run.
 SWAP_EVERY = min(60.0, 60 * MINUTES / 12)
 CLIENTS = 6
