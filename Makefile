@@ -11,7 +11,8 @@ BIN := .venv/bin
 # tests start hundreds of interpreters. For all of what is installed it would take two minutes.
 INSTALL := $(BIN)/python -m pip --disable-pip-version-check --quiet install --no-compile
 export PYTHONDONTWRITEBYTECODE :=
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+# A test that hangs does not hold up all others: the longest takes minutes.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -o faulthandler_timeout=1200
 # The files that have such tests: to read all takes a minute in each process.
 MARKED = $(shell grep -rl --include='test_*.py' 'mark\.$(1)' tests)
 # Those that take minutes begin first: at the end one process would be left with them.
