@@ -6,7 +6,9 @@ training data without their labels. Validation data are not among them. Then it 
 
     random       from random weights
     neighbours   only its token embeddings are not random (`model.embeddings=neighbours`)
-    pre-trained  from the pre-trained weights
+    pre-trained  from the pre-trained weights: 30 % of the tokens were masked
+    masks-15     the same, by masks of 15 %; `masks-40`: of 40 %
+    replaced     the same, by ELECTRA's replaced-token detection (`replaced_token`)
 
 For each start and task the rate of fine-tuning is the best of `--rates` with seed 0; then come the
 other seeds. `--curve` also fine-tunes what was saved on the way, with seed 0.
@@ -111,7 +113,14 @@ VOCABULARY = {
     "en": ("--vocab-size", "8000"),
     "zh": ("--vocab-size", "8000", "--alphabet-size", "3500"),
 }
-STARTS = ("random", "neighbours", "pre-trained")
+#: What pre-training changes of the recipe, by the start it makes.
+OBJECTIVES: dict[str, dict[str, Any]] = {
+    "pre-trained": {},
+    "masks-15": {"task.mask_share": 0.15},
+    "masks-40": {"task.mask_share": 0.4},
+    "replaced": {"task": {"name": "replaced_token", "max_length": 64}},
+}
+STARTS = ("random", "neighbours", *OBJECTIVES)
 
 
 def main() -> None:
@@ -120,7 +129,7 @@ def main() -> None:
     )
     parser.add_argument("--language", choices=TASKS, default="en")
     parser.add_argument("--tasks", nargs="+", help="some of the language's; default: all")
-    parser.add_argument("--starts", nargs="+", choices=STARTS, default=list(STARTS))
+    parser.add_argument("--starts", nargs="+", choices=STARTS, default=list(STARTS[:3]))
     parser.add_argument("--steps", type=int, default=2000, help="updates of pre-training")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--rates", nargs="+", default=["1e-4", "3e-4", "1e-3"])
@@ -128,7 +137,10 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("runs/pays"))
     options = parse(parser)
     language, output = options.language, options.output / options.language
-    starts = models(language, output, options.steps)
+    starts = {
+        start: model(language, output, start, options.steps)
+        for start in dict.fromkeys((*options.starts, *(("pre-trained",) if options.curve else ())))
+    }
     tasks = options.tasks or list(TASKS[language])
     rows = []
     for task in tasks:
@@ -145,8 +157,8 @@ def main() -> None:
 # Pre-training
 
 
-def models(language: str, output: Path, steps: int) -> dict[str, Path]:
-    """The folder of the model of each start."""
+def model(language: str, output: Path, start: str, steps: int) -> Path:
+    """The folder of the model of a start."""
     texts = output / "texts"
     if not texts.exists():
         write_texts(language, output / "texts.part")
@@ -154,21 +166,19 @@ def models(language: str, output: Path, steps: int) -> dict[str, Path]:
     told(output / "tokenizer", "tokenizer", texts, "--kind", "wordpiece", *VOCABULARY[language])
     how = ["--documents", "line", "--keep-duplicates", "--validation", "0.01", "--tokenizer"]
     told(output / "corpus", "prepare", texts, *how, str(output / "tokenizer"))
-    settings = {
+    settings: dict[str, Any] = {
         "data.train": str(output / "corpus"),
         "data.validation": str(output / "corpus/validation"),
         "model.tokenizer": str(output / "tokenizer"),
         "model.train_tokenizer": None,
     }
-    still = {**settings, "train.max_steps": 0}
-    kept = {"train.save_every": max(1, steps // 4), "train.eval_every": max(1, steps // 8)}
-    whole = {**settings, **kept, "train.max_steps": steps, "train.keep": 4}
-    made = {
-        "random": run(output, "random", "modernbert-pretrain", {**still, "model.embeddings": None}),
-        "neighbours": run(output, "neighbours", "modernbert-pretrain", still),
-        "pre-trained": run(output, "pre-trained", "modernbert-pretrain", whole),
-    }
-    return {name: folder / "best" for name, folder in made.items()}
+    if start in OBJECTIVES:
+        kept = {"train.save_every": max(1, steps // 4), "train.eval_every": max(1, steps // 8)}
+        settings |= {**kept, "train.max_steps": steps, "train.keep": 4, **OBJECTIVES[start]}
+    else:
+        settings |= {"train.max_steps": 0}
+        settings |= {"model.embeddings": None} if start == "random" else {}
+    return run(output, start, "modernbert-pretrain", settings) / "best"
 
 
 def write_texts(language: str, folder: Path) -> None:
@@ -243,7 +253,7 @@ def tuned(
     """Accuracy, or F1 of entities, of one fine-tuning."""
     recipe, train, validation, own = TASKS[language][task]
     data = Path(os.environ["PRETUNE_DATA"])
-    settings = {
+    settings: dict[str, Any] = {
         **TUNE,
         **own,
         "data.train": str(data / train),
