@@ -16,7 +16,7 @@ from pretune.data.batch import FeatureSet, PackedBatch
 from pretune.data.columns import as_text
 from pretune.data.records import Records
 from pretune.errors import DataError
-from pretune.inference.predict import refuse_nan, task_of
+from pretune.inference.predict import task_of
 from pretune.inference.reference import compared
 from pretune.inference.runtime import choose_device, precision_context
 from pretune.tasks.base import AnyTask, Head, Preprocessor, ReadsStream, ReadsWindows, drawn
@@ -132,11 +132,8 @@ def examine(
 ) -> Examined:
     """Run a model over labelled records and keep the result of each.
 
-    `progress` is called with the number of sequences done and their total number.
-
-    Raises:
-        PretuneError: the model has no task, a record cannot be used, or the model computes numbers
-            that are not finite.
+    `progress` is called with the number of sequences done and their total number. A model without
+    a task, or a record that cannot be used, raises a PretuneError.
     """
     task, target = task_of(bundle), choose_device(device)
     features = features_to_judge(bundle, records, target)
@@ -147,7 +144,6 @@ def examine(
 
     # One evaluation gives the figures of all; on the way each batch leaves answers and losses.
     def keep(batch: PackedBatch, outputs: Any) -> None:
-        refuse_nan(outputs)
         index = batch.index.numpy()
         parts.update(zip(index.tolist(), task.predict(outputs, batch), strict=True))
         each = task.each_loss(outputs, batch)
