@@ -174,7 +174,7 @@ def model(language: str, output: Path, start: str, steps: int) -> Path:
     }
     if start in OBJECTIVES:
         kept = {"train.save_every": max(1, steps // 4), "train.eval_every": max(1, steps // 8)}
-        settings |= {**kept, "train.max_steps": steps, "train.keep": 4, **OBJECTIVES[start]}
+        settings |= {**kept, "train.max_steps": steps, "train.keep": 8, **OBJECTIVES[start]}
     else:
         settings |= {"train.max_steps": 0}
         settings |= {"model.embeddings": None} if start == "random" else {}
