@@ -7,8 +7,8 @@
 PYTHON ?= python3
 TORCH_INDEX ?=
 BIN := .venv/bin
-# Bytecode is made of what is imported, at its first import, and kept, whatever the environment says:
-# tests start hundreds of interpreters. For all of what is installed it would take two minutes.
+# Only what is imported gets bytecode, at its first import: compiling all that is installed takes two
+# minutes. It is kept whatever the environment says, as tests start hundreds of interpreters.
 INSTALL := $(BIN)/python -m pip --disable-pip-version-check --quiet install --no-compile
 export PYTHONDONTWRITEBYTECODE :=
 # A test that hangs does not hold up all others: the longest takes minutes.

@@ -137,9 +137,10 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("runs/pays"))
     options = parse(parser)
     language, output = options.language, options.output / options.language
+    settings = prepared(language, output)
+    wanted = {*options.starts, "pre-trained"} if options.curve else {*options.starts}
     starts = {
-        start: model(language, output, start, options.steps)
-        for start in dict.fromkeys((*options.starts, *(("pre-trained",) if options.curve else ())))
+        start: model(output, start, settings, options.steps) for start in STARTS if start in wanted
     }
     tasks = options.tasks or list(TASKS[language])
     rows = []
@@ -157,8 +158,8 @@ def main() -> None:
 # Pre-training
 
 
-def model(language: str, output: Path, start: str, steps: int) -> Path:
-    """The folder of the model of a start."""
+def prepared(language: str, output: Path) -> dict[str, Any]:
+    """The corpus and its tokenizer, as settings of pre-training."""
     texts = output / "texts"
     if not texts.exists():
         write_texts(language, output / "texts.part")
@@ -166,19 +167,24 @@ def model(language: str, output: Path, start: str, steps: int) -> Path:
     told(output / "tokenizer", "tokenizer", texts, "--kind", "wordpiece", *VOCABULARY[language])
     how = ["--documents", "line", "--keep-duplicates", "--validation", "0.01", "--tokenizer"]
     told(output / "corpus", "prepare", texts, *how, str(output / "tokenizer"))
-    settings: dict[str, Any] = {
+    return {
         "data.train": str(output / "corpus"),
         "data.validation": str(output / "corpus/validation"),
         "model.tokenizer": str(output / "tokenizer"),
         "model.train_tokenizer": None,
     }
+
+
+def model(output: Path, start: str, settings: dict[str, Any], steps: int) -> Path:
+    """The folder of the model of a start."""
     if start in OBJECTIVES:
         kept = {"train.save_every": max(1, steps // 4), "train.eval_every": max(1, steps // 8)}
-        settings |= {**kept, "train.max_steps": steps, "train.keep": 8, **OBJECTIVES[start]}
+        own = {**kept, "train.max_steps": steps, "train.keep": 8, **OBJECTIVES[start]}
+    elif start == "random":
+        own = {"train.max_steps": 0, "model.embeddings": None}
     else:
-        settings |= {"train.max_steps": 0}
-        settings |= {"model.embeddings": None} if start == "random" else {}
-    return run(output, start, "modernbert-pretrain", settings) / "best"
+        own = {"train.max_steps": 0}
+    return run(output, start, "modernbert-pretrain", {**settings, **own}) / "best"
 
 
 def write_texts(language: str, folder: Path) -> None:
@@ -253,7 +259,7 @@ def tuned(
     """Accuracy, or F1 of entities, of one fine-tuning."""
     recipe, train, validation, own = TASKS[language][task]
     data = Path(os.environ["PRETUNE_DATA"])
-    settings: dict[str, Any] = {
+    settings = {
         **TUNE,
         **own,
         "data.train": str(data / train),

@@ -48,7 +48,8 @@ from pretune.tasks.dialogue.dialogue import Instruct, InstructOptions
 from pretune.training.run_result import peak_memory_mb
 
 NAME = "smollm2"
-INT8 = "pretune, int8"
+#: Our engines, and the precision of each.
+OURS = {"pretune": "float32", "pretune, int8": "int8"}
 QUESTIONS = (
     "What is the capital of France?",
     "Name three primary colours, and say where each of them occurs in nature.",
@@ -85,7 +86,7 @@ def gguf_file() -> Path:
     return next(Path(spec.origin).parent.glob(model.inside))
 
 
-def writer(precision: str = "float32") -> TextGenerator:
+def writer(precision: str) -> TextGenerator:
     """Our engine."""
     bundle = pretune.load(NAME)
     template = template_of(bundle, always=True)
@@ -124,13 +125,14 @@ def theirs(model: Any, prompts: Sequence[Sequence[int]], count: int) -> list[lis
 
 def generate(options: argparse.Namespace) -> None:
     """Tokens a second of both, whether they write the same, and memory."""
-    engine, peer = writer(), None if options.ours else transformers_model()
-    small = writer("int8")
+    engines = {name: writer(precision) for name, precision in OURS.items()}
+    peer = None if options.ours else transformers_model()
+    questions = [engines["pretune"].prompt(question) for question in QUESTIONS]
     for batch in options.batches:
-        prompts = [engine.prompt(question) for question in QUESTIONS[:batch]]
+        prompts = questions[:batch]
         jobs: dict[str, Any] = {
-            "pretune": partial(ours, engine, prompts, options.new_tokens),
-            INT8: partial(ours, small, prompts, options.new_tokens),
+            name: partial(ours, engine, prompts, options.new_tokens)
+            for name, engine in engines.items()
         }
         if peer is not None:
             jobs["transformers"] = partial(theirs, peer, prompts, options.new_tokens)
@@ -142,15 +144,14 @@ def generate(options: argparse.Namespace) -> None:
         print("\n" + table(f"greedy, batch {batch}", rates, "pretune", "tokens/s", digits=1))
         own, total = first.pop("pretune"), batch * options.new_tokens
         for name, other in first.items():
-            same = sum(a == b for a, b in zip(own, other, strict=True))
-            tokens = sum(
-                x == y for a, b in zip(own, other, strict=True) for x, y in zip(a, b, strict=True)
-            )
+            pairs = list(zip(own, other, strict=True))
+            same = sum(a == b for a, b in pairs)
+            tokens = sum(x == y for a, b in pairs for x, y in zip(a, b, strict=True))
             print(
                 f"the same tokens as {name}: {tokens} of {total}, in {same} of {batch} texts",
                 flush=True,
             )
-    asked = json.dumps([engine.prompt(question) for question in QUESTIONS])
+    asked = json.dumps(questions)
     settings = ("--new-tokens", str(options.new_tokens), "--prompts", asked, "--peak")
     peaks = {name: [peak_of(__file__, *settings, name)] for name in jobs}
     print("\n" + table("peak memory, batch 8", peaks, "pretune", "MiB", lower=True), flush=True)
@@ -158,8 +159,8 @@ def generate(options: argparse.Namespace) -> None:
 
 def peak(name: str, prompts: Sequence[Sequence[int]], count: int) -> None:
     """Print the peak memory of this process, after it has loaded the model and written once."""
-    if name in ("pretune", INT8):
-        ours(writer("int8" if name == INT8 else "float32"), prompts, count)
+    if name in OURS:
+        ours(writer(OURS[name]), prompts, count)
     else:
         theirs(transformers_model(), prompts, count)
     say_peak()

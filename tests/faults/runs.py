@@ -21,8 +21,8 @@ from pretune.training.checkpoint import checkpoints, newest_whole
 HERE = Path(__file__).parent
 #: Seconds until something is taken to hang.
 PATIENCE = 120.0
-#: Seconds between two looks: a checkpoint of a toy takes some ten times as long to write, and who
-#: looks without a pause takes a core from the run it waits for.
+#: Seconds between two looks. Writing a toy's checkpoint takes some ten times as long, and looking
+#: without a pause would take a core away from the run.
 PAUSE = 0.001
 
 
